@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only
+"""Errors of the library, and the source location that each of them points at."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class SourceLocation:
+    """A line of the Python program that wrote an instruction.
+
+    ``filename`` is the module's path below its import root (``programs/tc_ingress.py``), so that it is the same on
+    every machine; ``path`` is where the file is here, for reading the text. ``caller`` is the line that called the
+    macro in which this line stands.
+    """
+
+    filename: str
+    line: int
+    function: str
+    text: str = ""
+    path: str = field(default="", compare=False)
+    caller: SourceLocation | None = field(default=None, compare=False)
+
+    def __str__(self) -> str:
+        return f"{self.filename}:{self.line}"
+
+
+class PybpfasmError(Exception):
+    """Base class of every error that this library raises on purpose."""
+
+
+class AsmError(PybpfasmError):
+    """A mistake in a program, reported at the Python line that made it.
+
+    ``location`` is that line, or ``None`` where no line is to blame.
+    """
+
+    def __init__(self, message: str, location: SourceLocation | None = None) -> None:
+        self.message = message
+        self.location = location
+        super().__init__(message)
+
+    def __str__(self) -> str:
+        if self.location is None:
+            return self.message
+        lines = [f"{self.location}: {self.message}"]
+        if self.location.text:
+            lines.append(f"    {self.location.text}")
+        caller = self.location.caller
+        while caller is not None:
+            lines.append(f"  called from {caller} in {caller.function}: {caller.text}")
+            caller = caller.caller
+        return "\n".join(lines)
+
+
+class LayoutError(PybpfasmError):
+    """A structure that can't be laid out, or a value that does not fit its field."""
+
+
+class DecodeError(PybpfasmError):
+    """Bytes that are not a valid instruction; the message names the offset and the field."""
+
+
+def suggestion(name: str, known: Iterable[str]) -> str:
+    """``"; did you mean 'x'?"`` when *known* holds something close to *name*, else ``""``."""
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""

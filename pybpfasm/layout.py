@@ -1,0 +1,563 @@
+# SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only
+"""Typed layouts of memory: packet headers, contexts, map keys and values.
+
+A structure is declared once and serves three readers: the assembler (offset, size and byte order of a load or a
+store), BTF (named fields in ``bpftool map dump``), and Python (`Struct.pack` and `Struct.unpack`).
+
+    class FlowKey(Struct):
+        client = Array(U8(), 16)
+        port = Be16()
+        proto = U8()
+        pad = U8()
+
+An *instance* is a view of memory at a register: ``FlowKey(b.r10 - 24)`` and ``b.r2 = key.port`` is a 2-byte load.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Self, TypeVar, overload
+
+from pybpfasm.errors import AsmError, LayoutError, suggestion
+
+if TYPE_CHECKING:
+    from pybpfasm.asm import Address, Mem, Reg, StoreValue
+    from pybpfasm.btf import BtfBuilder
+
+ByteOrder = Literal["little", "big"]
+
+__all__ = [
+    "S8",
+    "S16",
+    "S32",
+    "S64",
+    "U8",
+    "U16",
+    "U32",
+    "U64",
+    "Array",
+    "Be16",
+    "Be32",
+    "Be64",
+    "Bytes",
+    "Field",
+    "Nested",
+    "Record",
+    "Scalar",
+    "Struct",
+]
+
+
+class Field:
+    """A member of a structure: its offset, its size in bytes and its alignment.
+
+    ``at`` fixes the offset; without it the field follows the one before, naturally aligned.
+    """
+
+    __slots__ = ("align", "at", "name", "offset", "owner", "size")
+
+    def __init__(self, size: int, align: int, *, at: int | None = None) -> None:
+        self.size = size
+        self.align = align
+        self.at = at
+        self.offset = 0
+        self.name = ""
+        self.owner = ""
+
+    @property
+    def type(self) -> str:
+        """The C spelling of the field's type, for listings and messages."""
+        raise NotImplementedError
+
+    def to_bytes(self, value: Any, byteorder: ByteOrder) -> bytes:
+        """*value* as the field's bytes; raises `LayoutError` when it does not fit."""
+        raise NotImplementedError
+
+    def from_bytes(self, data: bytes, byteorder: ByteOrder) -> Any:
+        """The Python value of the field's bytes."""
+        raise NotImplementedError
+
+    def btf(self, builder: BtfBuilder) -> int:
+        """The BTF type id of the field's type, added to *builder* where it is new."""
+        raise NotImplementedError
+
+    def __repr__(self) -> str:
+        return f"<{self.type} {self.owner}.{self.name} at {self.offset}>"
+
+
+class Scalar(Field):
+    """An integer field. ``order`` is its byte order in memory: ``"host"`` or ``"big"`` (network order)."""
+
+    __slots__ = ("c_name", "order", "signed")
+
+    _size: ClassVar[int]
+    _c_name: ClassVar[str]
+    _signed: ClassVar[bool] = False
+    _order: ClassVar[Literal["host", "big"]] = "host"
+
+    def __init__(self, *, at: int | None = None) -> None:
+        super().__init__(self._size, self._size, at=at)
+        self.signed = self._signed
+        self.order = self._order
+        self.c_name = self._c_name
+
+    @property
+    def type(self) -> str:
+        return self.c_name
+
+    @overload
+    def __get__(self, obj: None, owner: type[Struct]) -> Self: ...
+    @overload
+    def __get__(self, obj: Struct, owner: type[Struct]) -> Mem: ...
+    def __get__(self, obj: Struct | None, owner: type[Struct]) -> Self | Mem:
+        if obj is None:
+            return self
+        return obj._address.mem(self, self.offset)
+
+    def __set__(self, obj: Struct, value: StoreValue) -> None:
+        obj._address.mem(self, self.offset).store(value)
+
+    def to_bytes(self, value: Any, byteorder: ByteOrder) -> bytes:
+        order: ByteOrder = "big" if self.order == "big" else byteorder
+        if not isinstance(value, int):
+            raise LayoutError(f"{self.owner}.{self.name} takes an int, not {type(value).__name__}")
+        try:
+            return int(value).to_bytes(self.size, order, signed=self.signed)
+        except OverflowError:
+            raise LayoutError(
+                f"{value} does not fit {self.owner}.{self.name}, which is a {self.c_name} of {self.size} bytes"
+            ) from None
+
+    def from_bytes(self, data: bytes, byteorder: ByteOrder) -> int:
+        order: ByteOrder = "big" if self.order == "big" else byteorder
+        return int.from_bytes(data, order, signed=self.signed)
+
+    def btf(self, builder: BtfBuilder) -> int:
+        base = builder.add_int(_C_INT[self.size, self.signed], self.size, signed=self.signed)
+        return builder.add_typedef(self.c_name, base)
+
+
+_C_INT = {
+    (1, False): "unsigned char",
+    (2, False): "unsigned short",
+    (4, False): "unsigned int",
+    (8, False): "unsigned long long",
+    (1, True): "signed char",
+    (2, True): "short",
+    (4, True): "int",
+    (8, True): "long long",
+}
+
+
+class U8(Scalar):
+    """An unsigned integer of 1 byte."""
+
+    __slots__ = ()
+    _size, _c_name = 1, "__u8"
+
+
+class U16(Scalar):
+    """An unsigned integer of 2 bytes in host order."""
+
+    __slots__ = ()
+    _size, _c_name = 2, "__u16"
+
+
+class U32(Scalar):
+    """An unsigned integer of 4 bytes in host order."""
+
+    __slots__ = ()
+    _size, _c_name = 4, "__u32"
+
+
+class U64(Scalar):
+    """An unsigned integer of 8 bytes in host order."""
+
+    __slots__ = ()
+    _size, _c_name = 8, "__u64"
+
+
+class S8(Scalar):
+    """A signed integer of 1 byte. Loads zero-extend; ``field.signed`` loads with the sign (``ldsx``)."""
+
+    __slots__ = ()
+    _size, _c_name, _signed = 1, "__s8", True
+
+
+class S16(Scalar):
+    """A signed integer of 2 bytes in host order. Loads zero-extend, as with `S8`."""
+
+    __slots__ = ()
+    _size, _c_name, _signed = 2, "__s16", True
+
+
+class S32(Scalar):
+    """A signed integer of 4 bytes in host order. Loads zero-extend, as with `S8`."""
+
+    __slots__ = ()
+    _size, _c_name, _signed = 4, "__s32", True
+
+
+class S64(Scalar):
+    """A signed integer of 8 bytes in host order."""
+
+    __slots__ = ()
+    _size, _c_name, _signed = 8, "__s64", True
+
+
+class Be16(Scalar):
+    """An unsigned integer of 2 bytes in network byte order. A constant is converted at assembly, a load is not."""
+
+    __slots__ = ()
+    _size, _c_name, _order = 2, "__be16", "big"
+
+
+class Be32(Scalar):
+    """An unsigned integer of 4 bytes in network byte order, as with `Be16`."""
+
+    __slots__ = ()
+    _size, _c_name, _order = 4, "__be32", "big"
+
+
+class Be64(Scalar):
+    """An unsigned integer of 8 bytes in network byte order, as with `Be16`."""
+
+    __slots__ = ()
+    _size, _c_name, _order = 8, "__be64", "big"
+
+
+class ArrayView:
+    """The elements of an `Array` in memory: ``ctx.cb[0]`` reads, ``ctx.cb[0] = b.r2`` writes."""
+
+    __slots__ = ("_address", "_field")
+
+    def __init__(self, field: Array, address: Address) -> None:
+        self._field = field
+        self._address = address
+
+    def _element(self, index: int) -> tuple[Scalar, int]:
+        field = self._field
+        if not isinstance(index, int) or not 0 <= index < field.count:
+            raise AsmError(
+                f"index {index!r} is outside {field.owner}.{field.name}, which has {field.count} elements",
+                self._address.asm.here(),
+            )
+        if not isinstance(field.element, Scalar):
+            raise AsmError(f"{field.owner}.{field.name} holds structures: use .at({index})", self._address.asm.here())
+        return field.element, index * field.element.size
+
+    def __getitem__(self, index: int) -> Mem:
+        element, offset = self._element(index)
+        mem = self._address.mem(element, offset)
+        mem.name = f"{self._field.owner}.{self._field.name}[{index}]"
+        return mem
+
+    def __setitem__(self, index: int, value: StoreValue) -> None:
+        self[index].store(value)
+
+    def __len__(self) -> int:
+        return self._field.count
+
+    @property
+    def address(self) -> Address:
+        """Where the first element is."""
+        return self._address
+
+    def u32(self, index: int) -> Mem:
+        """The *index*-th 4-byte word of the array, whatever its element type is."""
+        return self._word(U32(), index)
+
+    def u64(self, index: int) -> Mem:
+        """The *index*-th 8-byte word of the array, whatever its element type is."""
+        return self._word(U64(), index)
+
+    def _word(self, word: Scalar, index: int) -> Mem:
+        field = self._field
+        if not 0 <= index < field.size // word.size:
+            raise AsmError(
+                f"word {index} of {word.size} bytes is outside {field.owner}.{field.name} ({field.size} bytes)",
+                self._address.asm.here(),
+            )
+        mem = self._address.mem(word, index * word.size)
+        mem.name = f"{field.owner}.{field.name}"
+        return mem
+
+
+class Array(Field):
+    """*count* elements of one type. `U8` arrays are ``bytes`` in Python, others are tuples."""
+
+    __slots__ = ("count", "element")
+
+    def __init__(self, element: Field, count: int, *, at: int | None = None) -> None:
+        if count < 0:
+            raise LayoutError(f"an array can't have {count} elements")
+        super().__init__(element.size * count, element.align, at=at)
+        self.element = element
+        self.count = count
+
+    @property
+    def type(self) -> str:
+        return f"{self.element.type}[{self.count}]"
+
+    @overload
+    def __get__(self, obj: None, owner: type[Struct]) -> Self: ...
+    @overload
+    def __get__(self, obj: Struct, owner: type[Struct]) -> ArrayView: ...
+    def __get__(self, obj: Struct | None, owner: type[Struct]) -> Self | ArrayView:
+        if obj is None:
+            return self
+        return ArrayView(self, obj._address + self.offset)
+
+    def __set__(self, obj: Struct, value: object) -> None:
+        raise AsmError(
+            f"{self.owner}.{self.name} is an array: assign to one element, {self.name}[i] = …",
+            obj._address.asm.here(),
+        )
+
+    def to_bytes(self, value: Any, byteorder: ByteOrder) -> bytes:
+        if isinstance(value, (bytes, bytearray)):
+            if len(value) != self.size:
+                raise LayoutError(f"{self.owner}.{self.name} takes {self.size} bytes, got {len(value)}")
+            return bytes(value)
+        items = list(value)
+        if len(items) != self.count:
+            raise LayoutError(f"{self.owner}.{self.name} takes {self.count} elements, got {len(items)}")
+        return b"".join(self.element.to_bytes(item, byteorder) for item in items)
+
+    def from_bytes(self, data: bytes, byteorder: ByteOrder) -> Any:
+        if isinstance(self.element, U8):
+            return bytes(data)
+        step = self.element.size
+        return tuple(
+            self.element.from_bytes(data[i * step : (i + 1) * step], byteorder) for i in range(self.count)
+        )
+
+    def btf(self, builder: BtfBuilder) -> int:
+        return builder.add_array(self.element.btf(builder), self.count)
+
+
+class Bytes(Array):
+    """*size* bytes without a structure of their own."""
+
+    __slots__ = ()
+
+    def __init__(self, size: int, *, at: int | None = None) -> None:
+        super().__init__(U8(), size, at=at)
+
+
+S = TypeVar("S", bound="Struct")
+
+
+class Nested(Field, Generic[S]):
+    """A structure inside a structure."""
+
+    __slots__ = ("struct",)
+
+    def __init__(self, struct: type[S], *, at: int | None = None) -> None:
+        super().__init__(struct.sizeof, struct.alignof, at=at)
+        self.struct = struct
+
+    @property
+    def type(self) -> str:
+        return f"struct {self.struct.kernel_name}"
+
+    @overload
+    def __get__(self, obj: None, owner: type[Struct]) -> Self: ...
+    @overload
+    def __get__(self, obj: Struct, owner: type[Struct]) -> S: ...
+    def __get__(self, obj: Struct | None, owner: type[Struct]) -> Self | S:
+        if obj is None:
+            return self
+        return self.struct(obj._address + self.offset)
+
+    def __set__(self, obj: Struct, value: object) -> None:
+        raise AsmError(
+            f"{self.owner}.{self.name} is a structure: assign to its fields one by one", obj._address.asm.here()
+        )
+
+    def to_bytes(self, value: Any, byteorder: ByteOrder) -> bytes:
+        if isinstance(value, (bytes, bytearray)):
+            if len(value) != self.size:
+                raise LayoutError(f"{self.owner}.{self.name} takes {self.size} bytes, got {len(value)}")
+            return bytes(value)
+        if isinstance(value, Record):
+            value = value.as_dict()
+        return self.struct.pack(byteorder=byteorder, **value)
+
+    def from_bytes(self, data: bytes, byteorder: ByteOrder) -> Record:
+        return self.struct.unpack(data, byteorder=byteorder)
+
+    def btf(self, builder: BtfBuilder) -> int:
+        return self.struct.btf(builder)
+
+
+class Record:
+    """The values of a structure read from memory, by field name: ``entry.port``."""
+
+    __slots__ = ("_struct", "_values")
+
+    def __init__(self, struct: type[Struct], values: dict[str, Any]) -> None:
+        object.__setattr__(self, "_struct", struct)
+        object.__setattr__(self, "_values", values)
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self._values[name]
+        except KeyError:
+            raise AttributeError(
+                f"{self._struct.__name__} has no field {name!r}{suggestion(name, self._values)}"
+            ) from None
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise AttributeError("a Record is read-only: use Struct.pack(**record.as_dict() | {…}) for a changed one")
+
+    def as_dict(self) -> dict[str, Any]:
+        """The values by field name, in the order of declaration."""
+        return dict(self._values)
+
+    def pack(self) -> bytes:
+        """The bytes that these values came from."""
+        return self._struct.pack(**self._values)
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, Record):
+            return self._struct is other._struct and self._values == other._values
+        return NotImplemented
+
+    def __hash__(self) -> int:
+        return hash((self._struct, self.pack()))
+
+    def __iter__(self) -> Iterator[tuple[str, Any]]:
+        return iter(self._values.items())
+
+    def __repr__(self) -> str:
+        inner = ", ".join(f"{name}={value!r}" for name, value in self._values.items())
+        return f"{self._struct.__name__}({inner})"
+
+
+class _Sizes(type):
+    """Gives `Struct` classes their `len()`-like facts and refuses misspelt class attributes."""
+
+
+class Struct(metaclass=_Sizes):
+    """Base of all layouts; see the module's text.
+
+    Class keywords: ``kernel_name`` is the name in C and BTF (default: the class's own), ``size`` the total size where
+    it is more than the fields take, ``packed`` leaves out natural alignment.
+    """
+
+    __slots__ = ("_address",)
+    _address: Address
+
+    fields: ClassVar[Mapping[str, Field]] = MappingProxyType({})
+    sizeof: ClassVar[int] = 0
+    alignof: ClassVar[int] = 1
+    kernel_name: ClassVar[str] = ""
+
+    def __init_subclass__(
+        cls, *, kernel_name: str = "", size: int | None = None, packed: bool = False, **kwargs: Any
+    ) -> None:
+        super().__init_subclass__(**kwargs)
+        fields: dict[str, Field] = {}
+        for base in reversed(cls.__mro__[1:]):
+            if issubclass(base, Struct):
+                fields.update(base.fields)
+        end = max((f.offset + f.size for f in fields.values()), default=0)
+        align = max((f.align for f in fields.values()), default=1)
+        for name, field in list(vars(cls).items()):
+            if not isinstance(field, Field):
+                continue
+            if name in _RESERVED:
+                raise LayoutError(f"{cls.__name__}: {name!r} can't be a field name, Struct itself uses it")
+            if field.name:
+                raise LayoutError(f"{cls.__name__}.{name}: the same field object is {field.owner}.{field.name} too")
+            step = 1 if packed else field.align
+            offset = -(-end // step) * step if field.at is None else field.at
+            if offset < 0:
+                raise LayoutError(f"{cls.__name__}.{name}: offset {offset} is negative")
+            field.name, field.owner, field.offset = name, cls.__name__, offset
+            if isinstance(field, Array):
+                field.element.owner, field.element.name = cls.__name__, name
+            end = max(end, offset + field.size)
+            align = max(align, step)
+            fields[name] = field
+        total = -(-end // align) * align if not packed else end
+        if size is not None:
+            if size < end:
+                raise LayoutError(f"{cls.__name__}: size={size} is less than the {end} bytes that its fields take")
+            total = size
+        cls.fields = MappingProxyType(fields)
+        cls.sizeof = total
+        cls.alignof = align
+        cls.kernel_name = kernel_name or cls.__name__
+
+    def __init__(self, at: Reg | Address) -> None:
+        object.__setattr__(self, "_address", at + 0)
+
+    @property
+    def address(self) -> Address:
+        """Where the view is: a register and a byte offset."""
+        return self._address
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        raise AsmError(
+            f"{type(self).__name__} has no field {name!r}{suggestion(name, self.fields)}", self._address.asm.here()
+        )
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name not in self.fields:
+            raise AsmError(
+                f"{type(self).__name__} has no field {name!r}{suggestion(name, self.fields)}",
+                self._address.asm.here(),
+            )
+        object.__setattr__(self, name, value)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} at {self._address}>"
+
+    @classmethod
+    def offsetof(cls, name: str) -> int:
+        """The byte offset of field *name*; raises `LayoutError` where there is none of that name."""
+        try:
+            return cls.fields[name].offset
+        except KeyError:
+            raise LayoutError(f"{cls.__name__} has no field {name!r}{suggestion(name, cls.fields)}") from None
+
+    @classmethod
+    def pack(cls, *, byteorder: ByteOrder = "little", **values: Any) -> bytes:
+        """The structure's bytes with *values* in its fields and zeros elsewhere.
+
+        Integers of ``Be`` fields are given in host form. Raises `LayoutError` for an unknown field or a value that
+        does not fit.
+        """
+        out = bytearray(cls.sizeof)
+        for name, value in values.items():
+            offset = cls.offsetof(name)
+            field = cls.fields[name]
+            out[offset : offset + field.size] = field.to_bytes(value, byteorder)
+        return bytes(out)
+
+    @classmethod
+    def unpack(cls, data: bytes, *, byteorder: ByteOrder = "little") -> Record:
+        """The fields of *data*, which must be ``sizeof`` bytes long; raises `LayoutError` otherwise."""
+        if len(data) != cls.sizeof:
+            raise LayoutError(f"{cls.__name__} is {cls.sizeof} bytes, got {len(data)}")
+        return Record(
+            cls,
+            {
+                name: field.from_bytes(data[field.offset : field.offset + field.size], byteorder)
+                for name, field in cls.fields.items()
+            },
+        )
+
+    @classmethod
+    def btf(cls, builder: BtfBuilder) -> int:
+        """The BTF type id of the structure, added to *builder* where it is new."""
+        members = [(name, field.btf(builder), field.offset * 8) for name, field in cls.fields.items()]
+        return builder.add_struct(cls.kernel_name, cls.sizeof, members)
+
+
+_RESERVED = frozenset(name for name in dir(Struct) if not name.startswith("__"))
