@@ -15,6 +15,7 @@ An *instance* is a view of memory at a register: ``FlowKey(b.r10 - 24)`` and ``b
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Self, TypeVar, overload
@@ -436,11 +437,7 @@ class Record:
         return f"{self._struct.__name__}({inner})"
 
 
-class _Sizes(type):
-    """Gives `Struct` classes their `len()`-like facts and refuses misspelt class attributes."""
-
-
-class Struct(metaclass=_Sizes):
+class Struct:
     """Base of all layouts; see the module's text.
 
     Class keywords: ``kernel_name`` is the name in C and BTF (default: the class's own), ``size`` the total size where
@@ -527,7 +524,7 @@ class Struct(metaclass=_Sizes):
             raise LayoutError(f"{cls.__name__} has no field {name!r}{suggestion(name, cls.fields)}") from None
 
     @classmethod
-    def pack(cls, *, byteorder: ByteOrder = "little", **values: Any) -> bytes:
+    def pack(cls, *, byteorder: ByteOrder = sys.byteorder, **values: Any) -> bytes:
         """The structure's bytes with *values* in its fields and zeros elsewhere.
 
         Integers of ``Be`` fields are given in host form. Raises `LayoutError` for an unknown field or a value that
@@ -541,7 +538,7 @@ class Struct(metaclass=_Sizes):
         return bytes(out)
 
     @classmethod
-    def unpack(cls, data: bytes, *, byteorder: ByteOrder = "little") -> Record:
+    def unpack(cls, data: bytes, *, byteorder: ByteOrder = sys.byteorder) -> Record:
         """The fields of *data*, which must be ``sizeof`` bytes long; raises `LayoutError` otherwise."""
         if len(data) != cls.sizeof:
             raise LayoutError(f"{cls.__name__} is {cls.sizeof} bytes, got {len(data)}")
