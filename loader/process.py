@@ -1,0 +1,200 @@
+# SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only
+"""Child processes that start in a given network namespace, mount namespace and cgroup, and die with their
+parent.
+
+Everything is done between fork and exec, so the child's first instruction already runs in the right place: a
+socket that it opens is in the right namespace, and the cgroup's programs see it from its birth.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import pickle
+import signal
+import subprocess
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, TypeVar
+
+T = TypeVar("T")
+
+CLONE_NEWNS = 0x00020000
+CLONE_NEWNET = 0x40000000
+_PR_SET_PDEATHSIG = 1
+
+Stream = IO[Any] | int | None
+
+
+def _libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None, use_errno=True)
+
+
+def _check(result: int, what: str) -> None:
+    if result != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"{what}: {os.strerror(number)}")
+
+
+def setns(fd: int, nstype: int) -> None:
+    """Move the calling thread into the namespace that `fd` refers to (setns(2)). Raises OSError."""
+    _check(_libc().setns(fd, nstype), "setns")
+
+
+def unshare(flags: int) -> None:
+    """Give the calling thread namespaces of its own (unshare(2)). Raises OSError."""
+    _check(_libc().unshare(flags), "unshare")
+
+
+def mount(source: str, target: str, kind: str | None, flags: int) -> None:
+    """mount(2) without data. Raises OSError."""
+    encoded = kind.encode() if kind is not None else None
+    _check(
+        _libc().mount(source.encode(), target.encode(), encoded, ctypes.c_ulong(flags), None),
+        f"mount {target}",
+    )
+
+
+@contextmanager
+def in_netns(fd: int) -> Iterator[None]:
+    """Run a block with the calling thread in the network namespace of `fd`; sockets made there stay there.
+
+    Raises OSError if it cannot be entered.
+    """
+    before = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        setns(fd, CLONE_NEWNET)
+        try:
+            yield
+        finally:
+            setns(before, CLONE_NEWNET)
+    finally:
+        os.close(before)
+
+
+def die_with_parent(parent: int) -> None:
+    """Have the kernel send SIGKILL to this process when the thread that forked it ends.
+
+    `parent` is the process id of the parent; if it is gone already, this process ends at once.
+    Note "thread": a process started from a short-lived thread dies with that thread.
+    """
+    _check(_libc().prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0), "prctl(PR_SET_PDEATHSIG)")
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a process runs. What is None stays as it is for the caller."""
+
+    netns: int | None = None
+    """Descriptor of a network namespace."""
+    mntns: int | None = None
+    """Descriptor of a mount namespace."""
+    cgroup: Path | None = None
+    """Directory of a cgroup2."""
+
+    def enter(self) -> None:
+        """Move the calling process there. Only for a process with one thread: others stay behind."""
+        if self.cgroup is not None:
+            (self.cgroup / "cgroup.procs").write_text("0")
+        if self.netns is not None:
+            setns(self.netns, CLONE_NEWNET)
+        if self.mntns is not None:
+            # A new mount namespace moves the working directory to its root: keep it.
+            here = os.getcwd()
+            setns(self.mntns, CLONE_NEWNS)
+            os.chdir(here)
+
+
+def spawn(
+    argv: Sequence[str | os.PathLike[str]],
+    place: Place | None = None,
+    *,
+    stdin: Stream = subprocess.DEVNULL,
+    stdout: Stream = None,
+    stderr: Stream = None,
+    env: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
+    text: bool = True,
+) -> subprocess.Popen[Any]:
+    """Start `argv` in `place`. The process gets SIGKILL when the calling thread ends, however it ends.
+
+    Raises OSError if the program cannot be started, subprocess.SubprocessError if the place cannot be
+    entered.
+    """
+    parent = os.getpid()
+    where = place or Place()
+
+    def in_child() -> None:
+        die_with_parent(parent)
+        where.enter()
+
+    return subprocess.Popen(
+        [os.fspath(a) for a in argv],
+        stdin=stdin,
+        stdout=stdout,
+        stderr=stderr,
+        env=env,
+        cwd=cwd,
+        text=text,
+        preexec_fn=in_child,
+    )
+
+
+def stop(process: subprocess.Popen[Any], patience: float = 5.0) -> int:
+    """Ask `process` to end with SIGTERM, after `patience` seconds with SIGKILL. Returns its exit status."""
+    if process.poll() is None:
+        process.terminate()
+        try:
+            process.wait(patience)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+    for stream in (process.stdin, process.stdout, process.stderr):
+        if stream is not None:
+            stream.close()
+    return process.returncode
+
+
+class ForkedCallError(RuntimeError):
+    """A function called in a forked child raised; the text is the child's traceback."""
+
+
+def call(function: Callable[[], T], place: Place) -> T:
+    """Call `function` in a forked child in `place` and return its (pickled) result.
+
+    Raises ForkedCallError with the child's traceback if it raised or ended without a result.
+    """
+    parent = os.getpid()
+    read_end, write_end = os.pipe()
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            os.close(read_end)
+            die_with_parent(parent)
+            try:
+                place.enter()
+                answer: tuple[bool, Any] = (True, function())
+            except BaseException:
+                answer = (False, traceback.format_exc())
+            with os.fdopen(write_end, "wb") as pipe:
+                pickle.dump(answer, pipe)
+            status = 0
+        finally:
+            os._exit(status)
+    os.close(write_end)
+    with os.fdopen(read_end, "rb") as pipe:
+        data = pipe.read()
+    os.waitpid(child, 0)
+    if not data:
+        raise ForkedCallError("the child ended without a result")
+    good, value = pickle.loads(data)
+    if not good:
+        raise ForkedCallError(value)
+    result: T = value
+    return result
