@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only
+"""What runs where, and what may be left out.
+
+A test's folder says what it needs: ``unit`` nothing, ``kernel`` a Linux kernel and the right to load programs
+into it, ``e2e`` root and Envoy as well. Where something is missing, the tests are skipped and the end of the
+run says so. With CI=true nothing may be skipped but what a probe of the kernel found unsupported: use the
+`probe_skip` fixture.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Generator
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pytest
+
+HERE = Path(__file__).resolve().parent
+IN_CI = os.environ.get("CI", "").lower() not in ("", "0", "false")
+
+# include/uapi/linux/capability.h
+_CAPABILITIES = {"CAP_NET_ADMIN": 12, "CAP_SYS_ADMIN": 21, "CAP_PERFMON": 38, "CAP_BPF": 39}
+_PROBED = pytest.StashKey[set[str]]()
+_LEFT_OUT = pytest.StashKey[dict[str, list[str]]]()
+
+
+def _effective_capabilities() -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("CapEff:"):
+            return int(line.split()[1], 16)
+    return 0
+
+
+def missing(suite: str) -> str:
+    """Say what this machine or user lacks to run a suite; an empty string if nothing."""
+    if suite == "unit":
+        return ""
+    if not sys.platform.startswith("linux"):
+        return "this is not Linux"
+    held = _effective_capabilities()
+    lacking = [name for name, bit in _CAPABILITIES.items() if not held >> bit & 1]
+    if lacking:
+        return f"{', '.join(lacking)} needed: run as root"
+    if suite == "e2e":
+        from loader.envoy import find_binary
+        from loader.errors import LoaderError
+
+        try:
+            find_binary()
+        except LoaderError as error:
+            return str(error)
+    return ""
+
+
+def _suite(path: Path) -> str:
+    try:
+        return path.relative_to(HERE).parts[0]
+    except ValueError:
+        return "unit"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Start the two notebooks."""
+    config.stash[_PROBED] = set()
+    config.stash[_LEFT_OUT] = {}
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark every test with its folder, and skip what cannot run here."""
+    lacking: dict[str, str] = {}
+    for item in items:
+        suite = _suite(item.path)
+        if suite not in ("kernel", "e2e", "bench"):
+            continue
+        item.add_marker(suite)
+        needs = "kernel" if suite == "bench" else suite
+        if suite == "bench" and not any(item.iter_markers("kernel")):
+            continue  # a benchmark that needs the kernel says so itself
+        if needs not in lacking:
+            lacking[needs] = missing(needs)
+        if lacking[needs]:
+            item.add_marker(pytest.mark.skip(reason=lacking[needs]))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Note every skip; in CI turn it into a failure unless a probe asked for it."""
+    report = yield
+    if report.skipped and not hasattr(report, "wasxfail"):
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+        reason = reason.removeprefix("Skipped: ")
+        if IN_CI and item.nodeid not in item.config.stash[_PROBED]:
+            report.outcome = "failed"
+            report.longrepr = f"skipped in CI, where nothing may be left out: {reason}"
+        else:
+            item.config.stash[_LEFT_OUT].setdefault(f"{_suite(item.path)}: {reason}", []).append(item.nodeid)
+    return report
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    """Say what was left out and why."""
+    left_out = config.stash[_LEFT_OUT]
+    if left_out:
+        terminalreporter.section("left out")
+        for reason, tests in sorted(left_out.items()):
+            terminalreporter.line(f"{len(tests):4} tests of {reason}")
+
+
+@pytest.fixture
+def probe_skip(request: pytest.FixtureRequest) -> Callable[[str], NoReturn]:
+    """Skip this test, in CI too, because a probe (never a version number) found the kernel without a feature.
+
+    Call it with the reason: ``probe_skip("no TCX: BPF_LINK_CREATE answered EINVAL")``.
+    """
+
+    def skip(reason: str) -> NoReturn:
+        request.config.stash[_PROBED].add(request.node.nodeid)
+        pytest.skip(f"probed: {reason}")
+
+    return skip
