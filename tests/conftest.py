@@ -9,9 +9,10 @@ run says so. With CI=true nothing may be skipped but what a probe of the kernel 
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -101,6 +102,19 @@ def pytest_runtest_makereport(
     return report
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(
+    collector: pytest.Collector,
+) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    """In CI a whole file may not be skipped either."""
+    report = yield
+    if report.skipped and IN_CI:
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+        report.outcome = "failed"
+        report.longrepr = f"skipped in CI, where nothing may be left out: {reason}"
+    return report
+
+
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
     """Say what was left out and why."""
     left_out = config.stash[_LEFT_OUT]
@@ -108,6 +122,34 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
         terminalreporter.section("left out")
         for reason, tests in sorted(left_out.items()):
             terminalreporter.line(f"{len(tests):4} tests of {reason}")
+
+
+def _bpf_descriptors() -> dict[int, str]:
+    """The descriptors of this process that keep a BPF object alive."""
+    found = {}
+    for entry in Path("/proc/self/fd").iterdir():
+        try:
+            target = os.readlink(entry)
+        except OSError:
+            continue  # the descriptor of this very listing
+        if target.startswith(("anon_inode:bpf", "anon_inode:[bpf", "anon_inode:btf")):
+            found[int(entry.name)] = target
+    return found
+
+
+@pytest.fixture(autouse=True)
+def no_leaked_bpf_descriptors(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fail a test that leaves a program, map, link or BTF descriptor open; wider fixtures may keep theirs."""
+    if _suite(request.node.path) not in ("kernel", "e2e"):
+        yield
+        return
+    before = _bpf_descriptors()
+    yield
+    leaked = {fd: target for fd, target in _bpf_descriptors().items() if fd not in before}
+    if leaked:
+        gc.collect()  # a reference cycle is no leak, an owner that never closes is
+        leaked = {fd: target for fd, target in _bpf_descriptors().items() if fd not in before}
+    assert not leaked, f"left open: {leaked}"
 
 
 @pytest.fixture

