@@ -5,8 +5,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
-from types import CodeType
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from pybpfasm import isa
@@ -14,6 +13,7 @@ from pybpfasm.errors import DecodeError
 from pybpfasm.isa import FORMS, LD_IMM64, Form
 
 if TYPE_CHECKING:
+    from pybpfasm.source import Origin
     from pybpfasm.layout import ByteOrder
 
 _LITTLE = struct.Struct("<BBhi")
@@ -28,7 +28,7 @@ class Instruction:
 
     ``imm`` is the signed 32-bit immediate; of the wide ``lddw`` it holds the low and ``imm_high`` the high 32 bits,
     both signed. ``reference`` names what an immediate or offset stands for until it is known (a label, a map, a
-    subprogram); ``code`` and ``lasti`` are the Python code object and bytecode offset that wrote the instruction.
+    subprogram); ``origin`` is the Python code that wrote the instruction (see `pybpfasm.source`).
     """
 
     opcode: int
@@ -38,8 +38,7 @@ class Instruction:
     imm: int = 0
     imm_high: int = 0
     reference: object = None
-    code: CodeType | None = None
-    lasti: int = -1
+    origin: Origin | None = field(default=None, compare=False, repr=False)
 
     @property
     def wide(self) -> bool:

@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only
+"""What is fixed for an attachment, and becomes constants in the instructions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Final
+
+MAX_PORT: Final = 65535
+
+DEFAULT_ENVOY_PORT: Final = 8080
+DEFAULT_MARK: Final = 4242
+
+
+class SettingsError(ValueError):
+    """A setting that can't be; the message says which and what would do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ports:
+    """TCP ports as sorted, disjoint, inclusive ranges that do not touch each other."""
+
+    ranges: tuple[tuple[int, int], ...]
+
+    @classmethod
+    def of(cls, ranges: Iterable[tuple[int, int]]) -> Ports:
+        """Ports in *ranges* (first, last), in any order and overlapping as they like. Raises `SettingsError`."""
+        merged: list[tuple[int, int]] = []
+        for first, last in sorted(ranges):
+            for port in (first, last):
+                if not 1 <= port <= MAX_PORT:
+                    raise SettingsError(f"port {port} does not exist: TCP ports are 1 to {MAX_PORT}")
+            if first > last:
+                raise SettingsError(f"range {first}-{last} is backwards: write {last}-{first}")
+            if merged and first <= merged[-1][1] + 1:
+                merged[-1] = (merged[-1][0], max(last, merged[-1][1]))
+            else:
+                merged.append((first, last))
+        if not merged:
+            raise SettingsError("no ports given: name at least one, such as 8000 or 8000,9000-9010")
+        return cls(tuple(merged))
+
+    @classmethod
+    def parse(cls, text: str) -> Ports:
+        """Ports from ``8000,9000-9010``. Raises `SettingsError` that quotes the part that is wrong."""
+        ranges = []
+        for part in text.split(","):
+            part = part.strip()
+            first, dash, last = part.partition("-")
+            numbers = [first, last] if dash else [first, first]
+            if not all(number.strip().isascii() and number.strip().isdigit() for number in numbers):
+                raise SettingsError(f"{part!r} is neither a port nor a range: write 8000, or 9000-9010")
+            low, high = (int(number) for number in numbers)
+            try:
+                cls.of([(low, high)])
+            except SettingsError as error:
+                raise SettingsError(f"in {text!r}: {error}") from None
+            ranges.append((low, high))
+        return cls.of(ranges)
+
+    def __contains__(self, port: object) -> bool:
+        return isinstance(port, int) and any(first <= port <= last for first, last in self.ranges)
+
+    def __iter__(self) -> Iterator[int]:
+        for first, last in self.ranges:
+            yield from range(first, last + 1)
+
+    def __len__(self) -> int:
+        return sum(last - first + 1 for first, last in self.ranges)
+
+    def __str__(self) -> str:
+        return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in self.ranges)
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """The bits of ``skb->mark`` (SO_MARK) that say "this connection is Envoy's own"."""
+
+    value: int = DEFAULT_MARK
+    mask: int = 0xFFFFFFFF
+
+    def __post_init__(self) -> None:
+        for name, number in (("value", self.value), ("mask", self.mask)):
+            if not 0 <= number <= 0xFFFFFFFF:
+                raise SettingsError(f"mark {name} {number:#x} does not fit 32 bits")
+        if self.mask == 0:
+            raise SettingsError("a mark mask of 0 matches every packet, so that nothing would be intercepted")
+        if self.value & ~self.mask:
+            raise SettingsError(f"mark {self.value:#x} has bits outside its mask {self.mask:#x}, so it never matches")
+        if self.value == 0:
+            raise SettingsError("a mark of 0 is what every unmarked packet has: choose a non-zero one")
+
+    @classmethod
+    def parse(cls, text: str) -> Mark:
+        """A mark from ``VALUE`` or ``VALUE/MASK``, decimal or 0x-hexadecimal. Raises `SettingsError`."""
+        value, slash, mask = text.partition("/")
+        try:
+            return cls(int(value, 0), int(mask, 0) if slash else 0xFFFFFFFF)
+        except SettingsError:
+            raise
+        except ValueError:
+            raise SettingsError(f"{text!r} is no mark: write 4242, or 0x1000/0xf000") from None
+
+    def __str__(self) -> str:
+        return str(self.value) if self.mask == 0xFFFFFFFF else f"{self.value:#x}/{self.mask:#x}"
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Everything that the programs of one instance take as constant.
+
+    ``flow_capacity`` is how many connections the flow map holds; the three times, in seconds, are how long an entry
+    outlives its last packet: before the handshake is complete, once the connection has ended, and in between.
+    ``timers``, ``coarse_clock`` and ``netns_cookie`` are what the kernel offers, found by probing.
+    """
+
+    ports: Ports
+    envoy_port: int = DEFAULT_ENVOY_PORT
+    mark: Mark = Mark()
+    accelerate: bool = True
+    flow_capacity: int = 65536
+    socket_capacity: int = 65536
+    handshake_seconds: int = 75
+    linger_seconds: int = 60
+    idle_seconds: int = 5 * 24 * 3600
+    timers: bool = True
+    coarse_clock: bool = True
+    netns_cookie: bool = True
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.envoy_port <= MAX_PORT:
+            raise SettingsError(f"Envoy's port {self.envoy_port} does not exist: TCP ports are 1 to {MAX_PORT}")
+        if self.envoy_port in self.ports:
+            raise SettingsError(
+                f"port {self.envoy_port} is Envoy's own and can't be intercepted: leave it out of the ports, "
+                "or give Envoy's listener another port"
+            )
+        for name in ("flow_capacity", "socket_capacity", "handshake_seconds", "linger_seconds", "idle_seconds"):
+            if getattr(self, name) < 1:
+                raise SettingsError(f"{name}={getattr(self, name)} must be at least 1")

@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only
+"""Map specifications: what `bpf(BPF_MAP_CREATE)` will be asked for, as plain data."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from pybpfasm.errors import LayoutError
+from pybpfasm.kernel.enums import MapType
+from pybpfasm.layout import Field, Struct
+
+MapMember: TypeAlias = "type[Struct] | Field | int | None"
+
+_NAME = re.compile(r"[A-Za-z0-9_.]{1,15}")
+
+# Maps whose key and value types the kernel takes no BTF for (their map_check_btf answers ENOTSUPP).
+_WITHOUT_BTF = frozenset(
+    {
+        MapType.SOCKMAP,
+        MapType.SOCKHASH,
+        MapType.PROG_ARRAY,
+        MapType.PERF_EVENT_ARRAY,
+        MapType.ARRAY_OF_MAPS,
+        MapType.HASH_OF_MAPS,
+        MapType.RINGBUF,
+        MapType.USER_RINGBUF,
+        MapType.DEVMAP,
+        MapType.DEVMAP_HASH,
+        MapType.CPUMAP,
+        MapType.XSKMAP,
+        MapType.STACK_TRACE,
+        MapType.CGROUP_ARRAY,
+        MapType.QUEUE,
+        MapType.STACK,
+        MapType.BLOOM_FILTER,
+    }
+)
+
+
+def _size(member: MapMember) -> int:
+    if member is None:
+        return 0
+    if isinstance(member, int):
+        return member
+    if isinstance(member, Field):
+        return member.size
+    return member.sizeof
+
+
+@dataclass(frozen=True, eq=False)
+class MapSpec:
+    """A map that a program names; the loader creates it, or takes over one that is pinned.
+
+    ``name`` (1 to 15 of ``A-Za-z0-9_.``) identifies it within a set of programs. ``key`` and ``value`` are a `Struct`
+    class, a field such as ``U32()``, a size in bytes, or ``None`` where the type has none. ``flags`` are the kernel's
+    ``BPF_F_*`` for map creation. Raises `LayoutError` where these can't be.
+    """
+
+    name: str
+    type: MapType
+    key: MapMember
+    value: MapMember
+    max_entries: int
+    flags: int = 0
+    map_extra: int = 0
+    inner: MapSpec | None = None
+
+    def __post_init__(self) -> None:
+        if not _NAME.fullmatch(self.name):
+            raise LayoutError(f"map name {self.name!r}: 1 to 15 letters, digits, '_' or '.' are allowed")
+        if self.max_entries < 0 or self.max_entries > 0xFFFFFFFF:
+            raise LayoutError(f"map {self.name}: max_entries={self.max_entries} does not fit 32 bits")
+
+    @property
+    def key_size(self) -> int:
+        """Bytes of a key."""
+        return _size(self.key)
+
+    @property
+    def value_size(self) -> int:
+        """Bytes of a value (of one CPU's value for per-CPU maps)."""
+        return _size(self.value)
+
+    def value_at(self, offset: int = 0) -> MapValue:
+        """The address of byte *offset* of the only value of an array map, for ``b.r1 = stats.value_at(8)``."""
+        if self.type is not MapType.ARRAY or self.max_entries != 1:
+            raise LayoutError(f"map {self.name}: only an ARRAY of one entry has an address that is known at load")
+        if not 0 <= offset < self.value_size:
+            raise LayoutError(f"map {self.name}: byte {offset} is outside its value of {self.value_size} bytes")
+        return MapValue(self, offset)
+
+    def btf(self) -> tuple[bytes, int, int] | None:
+        """BTF bytes with the type ids of key and value, or ``None`` where the kernel takes none for this map."""
+        if self.type in _WITHOUT_BTF:
+            return None
+        from pybpfasm.btf import BtfBuilder
+
+        builder = BtfBuilder()
+        ids = []
+        for member, fallback in ((self.key, "key"), (self.value, "value")):
+            if isinstance(member, Field):
+                ids.append(member.btf(builder))
+            elif isinstance(member, int) or member is None:
+                size = member or 0
+                if size in (1, 2, 4, 8):
+                    ids.append(builder.add_int(f"{fallback}_u{size * 8}", size))
+                elif size:
+                    ids.append(builder.add_array(builder.add_int("unsigned char", 1), size))
+                else:
+                    ids.append(0)
+            else:
+                ids.append(member.btf(builder))
+        return builder.to_bytes(), ids[0], ids[1]
+
+
+@dataclass(frozen=True)
+class MapValue:
+    """The address of a byte within a map's value (``BPF_PSEUDO_MAP_VALUE``)."""
+
+    map: MapSpec
+    offset: int

@@ -1,0 +1,395 @@
+# SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only
+"""Programs and subprograms: from a Python function to a `ProgramSpec`, plain data that a loader can load.
+
+    @sched_cls(AttachType.TCX_INGRESS)
+    def drop_port(b: Asm, ctx: SkBuff, port: int) -> None:
+        ...
+
+    spec = drop_port.build(8000)
+
+The function's further parameters are settings that become constants in the instructions.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Concatenate, Final, Generic, ParamSpec, TypeVar
+
+from pybpfasm import isa
+from pybpfasm.asm import Asm
+from pybpfasm.errors import AsmError, SourceLocation
+from pybpfasm.instruction import Instruction
+from pybpfasm.kernel.context import SkBuff, SkLookup, SkMsgMd, SockAddr, SockOps, SockOpt, XdpMd
+from pybpfasm.kernel.enums import AttachType, ProgType
+from pybpfasm.layout import ByteOrder, Struct
+from pybpfasm.maps import MapSpec
+from pybpfasm.source import resolve
+
+if TYPE_CHECKING:
+    from pybpfasm.btf import BtfBuilder
+
+__all__ = [
+    "Function",
+    "ProgramSpec",
+    "Subprogram",
+    "Template",
+    "cgroup_sock_addr",
+    "cgroup_sockopt",
+    "sched_cls",
+    "sk_lookup",
+    "sk_msg",
+    "sock_ops",
+    "socket_filter",
+    "subprogram",
+    "xdp",
+]
+
+# The license of this project as a string that the kernel counts as GPL-compatible (license_is_gpl_compatible()).
+DEFAULT_LICENSE: Final = "Dual BSD/GPL"
+
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,14}")
+
+# Program types whose load wants expected_attach_type; for others it must be 0 or is ignored.
+_WANTS_ATTACH_TYPE = frozenset(
+    {
+        ProgType.CGROUP_SOCKOPT,
+        ProgType.CGROUP_SOCK_ADDR,
+        ProgType.CGROUP_SOCK,
+        ProgType.CGROUP_SKB,
+        ProgType.SK_LOOKUP,
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Function:
+    """One function of a program: the main one, a subprogram or a callback."""
+
+    name: str
+    slot: int
+    arguments: tuple[str, ...]
+    context: type[Struct] | None
+    labels: Mapping[int, str]
+
+
+class ProgramSpec:
+    """An assembled program: instructions, the maps that they name, and where every one of them was written.
+
+    It is plain data: the same source gives the same bytes on every machine. Descriptors of maps are filled in by
+    `code`, at load.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        type: ProgType,
+        attach_type: AttachType | None,
+        license: str,
+        instructions: tuple[Instruction, ...],
+        functions: tuple[Function, ...],
+        byteorder: ByteOrder,
+        prog_flags: int = 0,
+    ) -> None:
+        self.name = name
+        self.type = type
+        self.attach_type = attach_type
+        self.license = license
+        self.instructions = instructions
+        self.functions = functions
+        self.byteorder: ByteOrder = byteorder
+        self.prog_flags = prog_flags
+        self._debug: tuple[bytes, bytes, bytes] | None = None
+        self._starts: list[int] = []
+        at = 0
+        maps: dict[str, MapSpec] = {}
+        for insn in instructions:
+            self._starts.append(at)
+            at += insn.slots
+            if isinstance(insn.reference, MapSpec):
+                known = maps.setdefault(insn.reference.name, insn.reference)
+                if known is not insn.reference:
+                    raise AsmError(
+                        f"{name} names two different maps {known.name!r}",
+                        None if insn.origin is None else resolve(insn.origin),
+                    )
+        self.slots = at
+        self.maps: tuple[MapSpec, ...] = tuple(maps.values())
+
+    def __repr__(self) -> str:
+        return f"<ProgramSpec {self.name} {self.type.name} {self.slots} slots>"
+
+    @property
+    def expected_attach_type(self) -> AttachType | None:
+        """The attach type that ``BPF_PROG_LOAD`` wants to know, or ``None`` where it wants none."""
+        return self.attach_type if self.type in _WANTS_ATTACH_TYPE else None
+
+    def code(self, map_fds: Mapping[str, int] | None = None) -> bytes:
+        """The instructions' bytes, with the descriptors of *map_fds* (by map name) in place, 0 for others."""
+        fds = map_fds or {}
+        out = []
+        for insn in self.instructions:
+            reference = insn.reference
+            if isinstance(reference, MapSpec) and reference.name in fds:
+                insn = Instruction(insn.opcode, insn.dst, insn.src, insn.offset, fds[reference.name], insn.imm_high)
+            out.append(insn.encode(self.byteorder))
+        return b"".join(out)
+
+    def location(self, slot: int) -> SourceLocation | None:
+        """The Python line that wrote the instruction at 8-byte *slot*."""
+        import bisect
+
+        index = bisect.bisect_right(self._starts, slot) - 1
+        if index < 0 or slot >= self.slots:
+            return None
+        origin = self.instructions[index].origin
+        return None if origin is None else resolve(origin)
+
+    def function_at(self, slot: int) -> Function:
+        """The function that the instruction at *slot* belongs to."""
+        return next(f for f in reversed(self.functions) if f.slot <= slot)
+
+    def listing(self, *, lines: bool = True) -> str:
+        """The program as the kernel prints it, below the Python lines that wrote it (unless ``lines`` is false)."""
+        from pybpfasm.listing import listing
+
+        return listing(self, lines=lines)
+
+    def btf(self) -> bytes:
+        """BTF with the functions' prototypes and the strings that `line_info` names."""
+        return self._debug_info()[0]
+
+    def func_info(self) -> bytes:
+        """``struct bpf_func_info`` records (8 bytes each), one for every function."""
+        return self._debug_info()[1]
+
+    def line_info(self) -> bytes:
+        """``struct bpf_line_info`` records (16 bytes each), one wherever the Python line changes."""
+        return self._debug_info()[2]
+
+    def _debug_info(self) -> tuple[bytes, bytes, bytes]:
+        if self._debug is None:
+            self._debug = self._build_debug_info()
+        return self._debug
+
+    def _build_debug_info(self) -> tuple[bytes, bytes, bytes]:
+        import struct
+
+        from pybpfasm.btf import BtfBuilder
+
+        order = "<" if self.byteorder == "little" else ">"
+        builder = BtfBuilder(self.byteorder)
+        integer = builder.add_int("int", 4, signed=True)
+        word = builder.add_int("unsigned long long", 8)
+        func_info = []
+        for function in self.functions:
+            arguments = [(argument, word) for argument in function.arguments]
+            if function.context is not None:
+                arguments = [("ctx", self._context_pointer(builder, function.context))]
+            proto = builder.add_func_proto(integer, arguments)
+            linkage = 1 if function.slot == 0 else 0  # BTF_FUNC_GLOBAL for the main function, static for others
+            func_info.append(struct.pack(order + "II", function.slot, builder.add_func(function.name, proto, linkage)))
+        starts = {function.slot for function in self.functions}
+        records = []
+        last: tuple[str, int] | None = None
+        for slot, insn in zip(self._starts, self.instructions, strict=True):
+            if insn.origin is None:
+                continue
+            where = resolve(insn.origin)
+            if (where.filename, where.line) == last and slot not in starts:
+                continue
+            last = (where.filename, where.line)
+            records.append(
+                struct.pack(
+                    order + "IIII",
+                    slot,
+                    builder.string(where.filename),
+                    builder.string(where.text),
+                    min(where.line, (1 << 22) - 1) << 10,
+                )
+            )
+        return builder.to_bytes(), b"".join(func_info), b"".join(records)
+
+    @staticmethod
+    def _context_pointer(builder: BtfBuilder, context: type[Struct]) -> int:
+        return builder.add_ptr(builder.add_fwd(context.kernel_name))
+
+
+P = ParamSpec("P")
+C = TypeVar("C", bound=Struct)
+
+
+class Subprogram:
+    """A function that programs call (``b.call(f)``) or pass as a callback (``b.r2 = f``).
+
+    Its code is written once in each program that names it. `bind` gives it the settings that its Python function takes.
+    """
+
+    __slots__ = ("_arguments", "_function", "_settings", "name")
+
+    def __init__(
+        self, function: Callable[..., None], arguments: tuple[str, ...], settings: tuple[object, ...] = ()
+    ) -> None:
+        self._function = function
+        self._arguments = arguments
+        self._settings = settings
+        self.name = function.__name__
+
+    def bind(self, *settings: object) -> Subprogram:
+        """The same subprogram with *settings* for the parameters of its Python function after the first."""
+        return Subprogram(self._function, self._arguments, settings)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Subprogram):
+            return NotImplemented
+        return self._function is other._function and self._settings == other._settings
+
+    def __hash__(self) -> int:
+        return hash(self._function)
+
+    def __repr__(self) -> str:
+        return f"<subprogram {self.name}>"
+
+    def write(self, byteorder: ByteOrder) -> Asm:
+        """The subprogram's own instructions."""
+        b = Asm(self.name, self._function.__code__, byteorder)
+        self._function(b, *self._settings)
+        return b
+
+    @property
+    def arguments(self) -> tuple[str, ...]:
+        """Names of the arguments, which come in r1 and up."""
+        return self._arguments
+
+
+def subprogram(*arguments: str) -> Callable[[Callable[..., None]], Subprogram]:
+    """Declare a subprogram whose *arguments*, at most five, come in r1 and up::
+
+    @subprogram("data", "length")
+    def sum_bytes(b: Asm) -> None: ...
+    """
+    if len(arguments) > 5:
+        raise AsmError(f"a subprogram takes at most 5 arguments, in r1 to r5; got {len(arguments)}")
+    if not all(isinstance(argument, str) for argument in arguments):
+        raise AsmError('a subprogram names its arguments: @subprogram("data", "length"), or @subprogram()')
+
+    def wrap(function: Callable[..., None]) -> Subprogram:
+        return Subprogram(function, arguments)
+
+    return wrap
+
+
+class Template(Generic[P]):
+    """A program whose settings are still open; `build` fixes them."""
+
+    def __init__(
+        self,
+        function: Callable[..., None],
+        type: ProgType,
+        attach_type: AttachType | None,
+        context: type[Struct],
+        name: str,
+        license: str,
+        prog_flags: int,
+    ) -> None:
+        self._function = function
+        self.type = type
+        self.attach_type = attach_type
+        self.context = context
+        self.name = name
+        self.license = license
+        self.prog_flags = prog_flags
+        self.__doc__ = function.__doc__
+
+    def build(self, *args: P.args, **kwargs: P.kwargs) -> ProgramSpec:
+        """Assemble the program. Raises `AsmError` at the Python line of a mistake."""
+        return self.build_for("little", *args, **kwargs)
+
+    def build_for(self, byteorder: ByteOrder, *args: P.args, **kwargs: P.kwargs) -> ProgramSpec:
+        """As `build`, for a machine of the given byte order."""
+        main = Asm(self.name, self._function.__code__, byteorder)
+        self._function(main, self.context(main.r1), *args, **kwargs)
+        instructions = list(main.finish())
+        functions = [Function(self.name, 0, (), self.context, main.labels())]
+        entries: dict[Subprogram, int] = {}
+        waiting = list(main._calls)
+        slot = sum(insn.slots for insn in instructions)
+        while waiting:
+            callee = waiting.pop(0)
+            if callee in entries:
+                continue
+            entries[callee] = slot
+            body = callee.write(byteorder)
+            written = body.finish()
+            functions.append(Function(callee.name, slot, callee.arguments, None, body.labels()))
+            instructions.extend(written)
+            slot += sum(insn.slots for insn in written)
+            waiting.extend(body._calls)
+        at = 0
+        for insn in instructions:
+            if isinstance(insn.reference, Subprogram):
+                insn.imm = entries[insn.reference] - at - 1
+            at += insn.slots
+        return ProgramSpec(
+            self.name,
+            self.type,
+            self.attach_type,
+            self.license,
+            tuple(instructions),
+            tuple(functions),
+            byteorder,
+            self.prog_flags,
+        )
+
+
+class Kind(Generic[C]):
+    """A program type; called with an attach type, it is the decorator that declares a program of that type."""
+
+    def __init__(self, type: ProgType, context: type[C], attach_types: tuple[AttachType, ...] = ()) -> None:
+        self.type = type
+        self.context = context
+        self.attach_types = attach_types
+
+    def __call__(
+        self,
+        attach_type: AttachType | None = None,
+        *,
+        name: str | None = None,
+        license: str = DEFAULT_LICENSE,
+        prog_flags: int = 0,
+    ) -> Callable[[Callable[Concatenate[Asm, C, P], None]], Template[P]]:
+        """Declare a program.
+
+        *name* (default: the function's) is what ``bpftool prog`` shows, 1 to 15 characters; *license* decides which
+        helpers the kernel allows. Raises `AsmError` for an attach type that does not go with the program type.
+        """
+        if callable(attach_type):
+            raise AsmError(f"write the decorator with parentheses: @{self.type.name.lower()}()")
+        if attach_type is None and len(self.attach_types) == 1:
+            attach_type = self.attach_types[0]
+        if attach_type is not None and self.attach_types and attach_type not in self.attach_types:
+            allowed = ", ".join(a.name for a in self.attach_types)
+            raise AsmError(f"{self.type.name} programs attach as {allowed}, not as {attach_type.name}")
+
+        def wrap(function: Callable[Concatenate[Asm, C, P], None]) -> Template[P]:
+            shown = name if name is not None else function.__name__
+            if not _NAME.fullmatch(shown):
+                raise AsmError(
+                    f"program name {shown!r}: the kernel takes 1 to 15 letters, digits and '_'; give name=…"
+                )
+            return Template(function, self.type, attach_type, self.context, shown, license, prog_flags)
+
+        return wrap
+
+
+sched_cls: Final = Kind(ProgType.SCHED_CLS, SkBuff, (AttachType.TCX_INGRESS, AttachType.TCX_EGRESS))
+xdp: Final = Kind(ProgType.XDP, XdpMd, (AttachType.XDP,))
+socket_filter: Final = Kind(ProgType.SOCKET_FILTER, SkBuff)
+cgroup_sockopt: Final = Kind(
+    ProgType.CGROUP_SOCKOPT, SockOpt, (AttachType.CGROUP_GETSOCKOPT, AttachType.CGROUP_SETSOCKOPT)
+)
+cgroup_sock_addr: Final = Kind(ProgType.CGROUP_SOCK_ADDR, SockAddr)
+sock_ops: Final = Kind(ProgType.SOCK_OPS, SockOps, (AttachType.CGROUP_SOCK_OPS,))
+sk_msg: Final = Kind(ProgType.SK_MSG, SkMsgMd, (AttachType.SK_MSG_VERDICT,))
+sk_lookup: Final = Kind(ProgType.SK_LOOKUP, SkLookup, (AttachType.SK_LOOKUP,))
