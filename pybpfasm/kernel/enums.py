@@ -212,7 +212,7 @@ class LinkType(IntEnum):
 
 
 class Helper(IntEnum):
-    """Helper functions, by the number that a call instruction holds. Kernel: ``enum bpf_func_id``."""
+    """Helper functions, by number. Kernel: ``enum bpf_func_id``."""
 
     unspec = 0
     map_lookup_elem = 1
@@ -448,7 +448,7 @@ class XdpAction(IntEnum):
 
 
 class SkAction(IntEnum):
-    """Verdicts of sk_msg, sk_skb, sk_lookup and sk_reuseport programs. Kernel: ``enum sk_action``."""
+    """Verdicts of programs at sockets. Kernel: ``enum sk_action``."""
 
     DROP = 0
     PASS = 1

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only
 """A stand-in for `enum.IntEnum` that builds some 500 members in a tenth of the time.
 
-The standard class takes 12 ms of every import for them. This one has what those enumerations need of it: look-up by
-value and by name, iteration, ``name``, ``value``, ``__members__``, aliases, the same text forms. Type checkers see
-`enum.IntEnum` itself.
+The standard class takes 12 ms of every import for them. This one has what those enumerations need of it:
+look-up by value and by name, iteration, ``name``, ``value``, ``__members__``, aliases, the same text forms.
+Type checkers see `enum.IntEnum` itself.
 """
 
 from __future__ import annotations

@@ -1,0 +1,365 @@
+# SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only
+"""Writes ``enums.py`` and ``context.py`` from a kernel's BTF.
+
+    python -m pybpfasm.kernel.generate --btf /sys/kernel/btf/vmlinux --out pybpfasm/kernel
+
+The result depends on the BTF and the release alone. What BTF can't say is stated in the tables here: which
+names are taken over, and which fields hold network byte order (from the comments in
+include/uapi/linux/bpf.h).
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from pybpfasm.btf import Btf, BtfError, BtfType, Enumerator, Kind
+
+__all__ = ["context_source", "enums_source", "main"]
+
+
+class _EnumSpec(NamedTuple):
+    """A class made of an enumeration, which is found by its name or by one of its enumerators."""
+
+    cls: str
+    tag: str
+    prefix: str
+    doc: str
+    anchor: str = ""
+    suffix: str = ""
+
+
+_ENUMS = (
+    _EnumSpec("Cmd", "bpf_cmd", "BPF_", "Commands of the bpf(2) system call."),
+    _EnumSpec("MapType", "bpf_map_type", "BPF_MAP_TYPE_", "Map types."),
+    _EnumSpec("ProgType", "bpf_prog_type", "BPF_PROG_TYPE_", "Program types."),
+    _EnumSpec("AttachType", "bpf_attach_type", "BPF_", "Attach types."),
+    _EnumSpec("LinkType", "bpf_link_type", "BPF_LINK_TYPE_", "Link types."),
+    _EnumSpec("Helper", "bpf_func_id", "BPF_FUNC_", "Helper functions, by number."),
+    _EnumSpec("TcxAction", "tcx_action_base", "TCX_", "Verdicts of programs at TCX."),
+    _EnumSpec("XdpAction", "xdp_action", "XDP_", "Verdicts of XDP programs."),
+    _EnumSpec("SkAction", "sk_action", "SK_", "Verdicts of programs at sockets."),
+    _EnumSpec(
+        "SockOp",
+        "",
+        "BPF_SOCK_OPS_",
+        "Why a sockops program is called (``bpf_sock_ops.op``).",
+        "BPF_SOCK_OPS_VOID",
+    ),
+    _EnumSpec(
+        "SockOpsFlag",
+        "",
+        "BPF_SOCK_OPS_",
+        "Optional calls of a sockops program (``sock_ops_cb_flags_set``).",
+        "BPF_SOCK_OPS_STATE_CB_FLAG",
+        "_FLAG",
+    ),
+    _EnumSpec("TcpState", "", "BPF_TCP_", "TCP states, as in ``bpf_sock.state``.", "BPF_TCP_ESTABLISHED"),
+    _EnumSpec(
+        "FibLookupResult",
+        "",
+        "BPF_FIB_LKUP_RET_",
+        "Results of ``fib_lookup``.",
+        "BPF_FIB_LKUP_RET_SUCCESS",
+    ),
+)
+
+# Enumerations whose enumerators become plain constants: these by name, and the unnamed ones whose first
+# enumerator begins like this. It is a list of what to take, because BTF holds the kernel's internal ones as well.
+_CONSTANT_TAGS = (
+    "bpf_adj_room_mode",
+    "bpf_check_mtu_flags",
+    "bpf_check_mtu_ret",
+    "bpf_hdr_start_off",
+    "bpf_lwt_encap_mode",
+    "bpf_ret_code",
+    "bpf_stats_type",
+    "bpf_stream_id",
+)
+_CONSTANT_PREFIXES = (
+    "BPF_ADJ_ROOM_",
+    "BPF_ANY",
+    "BPF_CSUM_LEVEL_",
+    "BPF_F_",
+    "BPF_FIB_LOOKUP_",
+    "BPF_FLOW_DISSECTOR_F_",
+    "BPF_LOAD_HDR_OPT_",
+    "BPF_LOCAL_STORAGE_GET_F_",
+    "BPF_RB_",
+    "BPF_RINGBUF_",
+    "BPF_SKB_",
+    "BPF_SK_LOOKUP_F_",
+    "BPF_WRITE_HDR_",
+)
+
+
+class _StructSpec(NamedTuple):
+    """A class made of a structure."""
+
+    cls: str
+    tag: str
+    doc: str
+
+
+_STRUCTS = (
+    _StructSpec("SkBuff", "__sk_buff", "The context of TC, cgroup/skb, socket-filter and sk_skb programs."),
+    _StructSpec("XdpMd", "xdp_md", "The context of XDP programs."),
+    _StructSpec("SkMsgMd", "sk_msg_md", "The context of sk_msg programs."),
+    _StructSpec("SockOps", "bpf_sock_ops", "The context of sockops programs."),
+    _StructSpec("SockOpt", "bpf_sockopt", "The context of cgroup getsockopt and setsockopt programs."),
+    _StructSpec(
+        "SockAddr", "bpf_sock_addr", "The context of cgroup bind, connect, sendmsg and similar programs."
+    ),
+    _StructSpec("SkLookup", "bpf_sk_lookup", "The context of sk_lookup programs."),
+    _StructSpec("BpfSock", "bpf_sock", "A socket, and the context of cgroup/sock programs."),
+    _StructSpec("BpfTcpSock", "bpf_tcp_sock", "What ``tcp_sock`` returns of a TCP socket."),
+    _StructSpec("SockTuple", "bpf_sock_tuple", "What ``sk_lookup_tcp`` and its like look up."),
+    _StructSpec("FibLookup", "bpf_fib_lookup", "Input and output of ``fib_lookup``."),
+)
+
+# Fields that BTF gives as __u32 although the 4 bytes, read as a whole, are in network order.
+_NETWORK_ORDER = {
+    "__sk_buff": ("remote_ip4", "local_ip4", "remote_ip6", "local_ip6", "remote_port"),
+    "sk_msg_md": ("remote_ip4", "local_ip4", "remote_ip6", "local_ip6", "remote_port"),
+    "bpf_sock_ops": ("remote_ip4", "local_ip4", "remote_ip6", "local_ip6", "remote_port"),
+    "bpf_sock_addr": ("user_ip4", "user_ip6", "msg_src_ip4", "msg_src_ip6"),
+    "bpf_sk_lookup": ("remote_ip4", "remote_ip6", "local_ip4", "local_ip6"),
+    "bpf_sock": ("src_ip4", "src_ip6", "dst_ip4", "dst_ip6"),
+    "bpf_fib_lookup": ("ipv6_src", "ipv6_dst"),
+}
+
+# A 4-byte field with a 16-bit value in network order, zero-extended, is neither Be16 nor Be32.
+_LOW_16 = "the low 16 bits are a value in network order: compare with htons(x)"
+_NOTES = {
+    ("__sk_buff", "protocol"): _LOW_16,
+    ("__sk_buff", "vlan_proto"): _LOW_16,
+    ("__sk_buff", "local_port"): "host order",
+    ("sk_msg_md", "local_port"): "host order",
+    ("bpf_sock_ops", "local_port"): "host order",
+    ("bpf_sock_addr", "user_port"): _LOW_16,
+    ("bpf_sk_lookup", "local_port"): "host order",
+    ("bpf_sock", "src_port"): "host order",
+}
+
+_SCALARS = {
+    (1, False, False): "U8",
+    (2, False, False): "U16",
+    (4, False, False): "U32",
+    (8, False, False): "U64",
+    (1, True, False): "S8",
+    (2, True, False): "S16",
+    (4, True, False): "S32",
+    (8, True, False): "S64",
+    (2, False, True): "Be16",
+    (4, False, True): "Be32",
+    (8, False, True): "Be64",
+}
+
+
+def _header(title: str, release: str) -> list[str]:
+    return [
+        "# SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only",
+        f"# Generated by `python -m pybpfasm.kernel.generate` from the BTF of Linux {release}. Do not edit.",
+        f'"""{title}"""',
+        "",
+    ]
+
+
+def _need(btf: Btf, tag: str, kind: Kind) -> BtfType:
+    found = btf.by_name(tag, kind)
+    if found is None:
+        raise BtfError(f"there is no {kind.name.lower()} {tag!r}: pass the vmlinux BTF of a kernel with BPF")
+    return found
+
+
+def _unnamed_enums(btf: Btf) -> Iterator[tuple[Enumerator, ...]]:
+    for t in btf.types:
+        if t.kind in (Kind.ENUM, Kind.ENUM64) and not t.name:
+            yield t.enumerators
+
+
+def _members(spec: _EnumSpec, enumerators: Sequence[Enumerator]) -> Iterator[tuple[str, int]]:
+    for enumerator in enumerators:
+        if enumerator.name.startswith("__"):
+            continue  # __MAX_…: the number of enumerators, different in each release
+        name = enumerator.name.removeprefix(spec.prefix)
+        yield name.removesuffix(spec.suffix), enumerator.value
+
+
+_ENUMS_TITLE = (
+    "The kernel's BPF enumerations, named without the kernel's prefix, and its flags as plain ints."
+)
+
+
+def enums_source(btf: Btf, release: str) -> str:
+    """The text of ``enums.py``; raises `BtfError` where the BTF lacks one of the enumerations."""
+    unnamed = list(_unnamed_enums(btf))
+    by_enumerator = {e.name: group for group in reversed(unnamed) for e in group}
+    lines = _header(_ENUMS_TITLE, release)
+    lines += ["from pybpfasm.kernel.intenum import IntEnum", ""]
+    for spec in _ENUMS:
+        if spec.tag:
+            enumerators = (btf.by_name(spec.tag, Kind.ENUM64) or _need(btf, spec.tag, Kind.ENUM)).enumerators
+            source = f"``enum {spec.tag}``"
+        else:
+            if spec.anchor not in by_enumerator:
+                raise BtfError(f"the BTF has no enumeration with {spec.anchor}")
+            enumerators = by_enumerator[spec.anchor]
+            source = f"``{spec.prefix}*{spec.suffix}``"
+        lines += ["", f"class {spec.cls}(IntEnum):", f'    """{spec.doc} Kernel: {source}."""', ""]
+        lines += [f"    {name} = {value}" for name, value in _members(spec, enumerators)]
+        lines.append("")
+
+    groups: dict[str, tuple[Enumerator, ...]] = {}
+    for tag in _CONSTANT_TAGS:
+        named = _need(btf, tag, Kind.ENUM)
+        groups[f"enum {tag}"] = named.enumerators
+    for group in unnamed:
+        if group and group[0].name.startswith(_CONSTANT_PREFIXES):
+            groups.setdefault(group[0].name, group)
+    lines.append("")
+    seen: dict[str, int] = {}
+    for key in sorted(groups, key=lambda k: groups[k][0].name):
+        if key.startswith("enum "):
+            lines.append(f"# {key}")
+        for name, value in groups[key]:
+            if name.startswith("__") or seen.get(name) == value:
+                continue
+            if name in seen:
+                raise BtfError(f"the BTF gives {name} as {seen[name]} and as {value}")
+            seen[name] = value
+            lines.append(f"{name} = {f'0x{value:X}' if value > 0xFFFF else value}")
+        lines.append("")
+    return "\n".join(lines).rstrip("\n") + "\n"
+
+
+_CONTEXT_TITLE = """The structures through which programs see packets and sockets (include/uapi/linux/bpf.h).
+
+Offsets are in bytes. Members of unnamed unions are fields at the same offset. A pointer is a `U64`, whatever
+the word size of the machine. A ``Be`` field holds network byte order.
+"""
+
+
+class _Field(NamedTuple):
+    name: str
+    offset: int
+    code: str
+    note: str = ""
+
+
+def _scalar(btf: Btf, type_id: int, big: bool, where: str) -> tuple[str, str]:
+    """The field class of a scalar, and a note."""
+    current = btf.type(type_id)
+    while current.kind in (Kind.TYPEDEF, Kind.CONST, Kind.VOLATILE, Kind.TYPE_TAG):
+        if current.kind == Kind.TYPEDEF and current.name in ("__be16", "__be32", "__be64"):
+            big = True
+        current = btf.type(current.type_id)
+    if current.kind == Kind.PTR:
+        return "U64", f"{btf.declaration(type_id)}"
+    if current.kind != Kind.INT:
+        raise BtfError(f"{where} is of kind {current.kind.name}, the generator knows integers and pointers")
+    return _SCALARS[current.size, current.signed and not big, big], ""
+
+
+def _flatten(
+    btf: Btf, t: BtfType, base: int, tag: str, cls: str, nested: list[tuple[str, BtfType, str]]
+) -> Iterator[_Field]:
+    """The fields of *t*, those of unnamed members in their place. Structures within go to *nested*."""
+    for member in t.members:
+        where = f"{tag}.{member.name or '(unnamed)'}"
+        if member.bitfield_size and not member.name:
+            continue  # padding
+        if member.bitfield_size or member.bit_offset % 8:
+            raise BtfError(f"{where} is a bit field, which the generator does not know")
+        offset = base + member.bit_offset // 8
+        inner = btf.resolve(member.type_id)
+        if inner.kind in (Kind.STRUCT, Kind.UNION):
+            if not member.name:
+                yield from _flatten(btf, inner, offset, tag, cls, nested)
+            else:
+                inner_cls = f"{cls}{member.name.replace('ip', '').upper()}"
+                nested.append((inner_cls, inner, member.name))
+                yield _Field(member.name, offset, f"Nested({inner_cls}, at={offset})")
+            continue
+        big = member.name in _NETWORK_ORDER.get(tag, ())
+        note = _NOTES.get((tag, member.name), "")
+        if inner.kind == Kind.ARRAY:
+            scalar, _ = _scalar(btf, inner.element_id, big, where)
+            yield _Field(member.name, offset, f"Array({scalar}(), {inner.nelems}, at={offset})", note)
+        else:
+            scalar, pointer = _scalar(btf, member.type_id, big, where)
+            yield _Field(member.name, offset, f"{scalar}(at={offset})", note or pointer)
+
+
+def context_source(btf: Btf, release: str) -> str:
+    """The text of ``context.py``; raises `BtfError` where the BTF lacks one of the structures."""
+    body: list[str] = []
+    for spec in _STRUCTS:
+        struct = _need(btf, spec.tag, Kind.STRUCT)
+        nested: list[tuple[str, BtfType, str]] = []
+        fields = list(_flatten(btf, struct, 0, spec.tag, spec.cls, nested))
+        for cls, inner, name in nested:
+            doc = f"The member ``{name}`` of ``struct {spec.tag}``."
+            inner_fields = list(_flatten(btf, inner, 0, spec.tag, cls, []))
+            body += _class(cls, f"{spec.tag}_{name}", inner.size, doc, inner_fields)
+        body += _class(spec.cls, spec.tag, struct.size, f"{spec.doc} Kernel: ``struct {spec.tag}``.", fields)
+    names = set(re.findall(r"\b(?:[USB]e?\d+|Array|Nested)(?=\()", "\n".join(body))) | {"Struct"}
+    # The order that ruff's import sorting wants: constants (U8, …) before classes, numbers by value.
+    used = sorted(names, key=lambda n: (not n.isupper(), n[0], int(n[1:]) if n[1:].isdigit() else 0, n))
+    lines = _header(_CONTEXT_TITLE, release)
+    imports = f"from pybpfasm.layout import {', '.join(used)}"
+    return "\n".join([*lines, imports, "", *body]).rstrip("\n") + "\n"
+
+
+def _class(cls: str, kernel_name: str, size: int, doc: str, fields: list[_Field]) -> list[str]:
+    lines = ["", f'class {cls}(Struct, kernel_name="{kernel_name}", size={size}):', f'    """{doc}"""', ""]
+    # BTF wants members in ascending order; alternatives of a union keep the order of the source.
+    for field in sorted(fields, key=lambda f: f.offset):
+        lines.append(f"    {field.name} = {field.code}" + (f"  # {field.note}" if field.note else ""))
+    return [*lines, ""]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m pybpfasm.kernel.generate",
+        description="Write enums.py and context.py from a kernel's BTF.",
+    )
+    parser.add_argument("--btf", type=Path, default=Path("/sys/kernel/btf/vmlinux"), help="BTF of a kernel")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="folder to write to")
+    parser.add_argument(
+        "--release", help="the kernel's release, for the files' headers (default: this machine's)"
+    )
+    parser.add_argument("--check", action="store_true", help="write nothing, fail where a file differs")
+    args = parser.parse_args(argv)
+    release = re.match(r"\d+\.\d+", args.release or platform.release())
+    if release is None:
+        parser.error("--release must begin with two numbers, as in 6.18")
+    try:
+        btf = Btf.parse(args.btf.read_bytes())
+        sources = {
+            "enums.py": enums_source(btf, release.group()),
+            "context.py": context_source(btf, release.group()),
+        }
+    except (OSError, BtfError) as error:
+        print(f"generate: {args.btf}: {error}", file=sys.stderr)
+        return 1
+    status = 0
+    for name, text in sources.items():
+        path = args.out / name
+        if not args.check:
+            path.write_text(text, encoding="utf-8")
+        elif not path.is_file() or path.read_text(encoding="utf-8") != text:
+            command = f"{parser.prog} --btf {args.btf} --out {args.out}"
+            print(f"generate: {path} differs, run `{command}`", file=sys.stderr)
+            status = 1
+    return status
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
