@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import Any
 
 from loader.errors import LoaderError, UsageError
-from loader.process import Place, in_netns, spawn, stop
+from loader.process import Place, spawn, stop
 
 LISTENER_PORT = 8080
 APPLICATION_PORT = 8000
@@ -210,7 +210,7 @@ class Envoy:
             if self.place.netns is None:
                 connection.connect()
             else:
-                with in_netns(self.place.netns):
+                with self.place.netns.entered():
                     connection.connect()
             connection.request(method, path)
             response = connection.getresponse()
@@ -294,31 +294,6 @@ def parse_access_log(text: str) -> list[dict[str, Any]]:
     return entries
 
 
-def listens(port: int, *, netns: int | None = None) -> bool:
-    """Whether some socket listens on TCP `port` in the network namespace `netns` (descriptor; default: this
-    one).
-
-    Reads /proc/thread-self/net/tcp and tcp6, so nothing is connected to.
-    """
-
-    def look() -> bool:
-        for table in ("tcp", "tcp6"):
-            try:
-                lines = Path(f"/proc/thread-self/net/{table}").read_text().splitlines()[1:]
-            except FileNotFoundError:
-                continue  # no IPv6 in this kernel
-            for line in lines:
-                fields = line.split()
-                if fields[3] == "0A" and int(fields[1].rpartition(":")[2], 16) == port:  # TCP_LISTEN
-                    return True
-        return False
-
-    if netns is None:
-        return look()
-    with in_netns(netns):
-        return look()
-
-
 __all__ = [
     "ADMIN_PORT",
     "APPLICATION_PORT",
@@ -330,7 +305,6 @@ __all__ = [
     "config_names",
     "config_path",
     "find_binary",
-    "listens",
     "parse_access_log",
     "render",
     "validate",

@@ -16,7 +16,6 @@ from __future__ import annotations
 import itertools
 import json
 import os
-import re
 import secrets
 import signal
 import socket
@@ -25,14 +24,16 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
 from loader import envoy
+from loader.cgroup import find_cgroup2
 from loader.errors import CapabilityError, LoaderError
+from loader.netns import NetNs
 from loader.process import (
     CLONE_NEWNET,
     CLONE_NEWNS,
@@ -40,7 +41,6 @@ from loader.process import (
     Stream,
     call,
     die_with_parent,
-    in_netns,
     mount,
     setns,
     spawn,
@@ -76,26 +76,25 @@ class Namespace:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        before = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-        try:
+        with NetNs.current() as before:
             unshare(CLONE_NEWNET)
-            self.fd = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-        finally:
-            setns(before, CLONE_NEWNET)
-            os.close(before)
+            try:
+                self.netns = NetNs.current()
+            finally:
+                setns(before.fd, CLONE_NEWNET)
 
     @property
     def path(self) -> str:
         """A path by which other processes reach the namespace while this process lives."""
-        return f"/proc/{os.getpid()}/fd/{self.fd}"
+        return f"/proc/{os.getpid()}/fd/{self.netns.fd}"
 
-    def enter(self) -> Any:
+    def enter(self) -> AbstractContextManager[NetNs]:
         """A context: the calling thread is in the namespace, and sockets made there stay there."""
-        return in_netns(self.fd)
+        return self.netns.entered()
 
     def call(self, function: Callable[[], T], *, cgroup: Path | None = None) -> T:
         """Call `function` in a forked child in the namespace; return its result (see loader.process.call)."""
-        return call(function, Place(netns=self.fd, cgroup=cgroup))
+        return call(function, Place(netns=self.netns, cgroup=cgroup))
 
     def popen(
         self,
@@ -109,7 +108,7 @@ class Namespace:
         """Start a program in the namespace; it is killed when this process ends (see
         loader.process.spawn).
         """
-        place = Place(netns=self.fd, cgroup=cgroup)
+        place = Place(netns=self.netns, cgroup=cgroup)
         return spawn(argv, place, stdin=stdin, stdout=stdout, stderr=stderr)
 
     def run(
@@ -158,9 +157,7 @@ class Namespace:
 
     def close(self) -> None:
         """Let go of the namespace."""
-        if self.fd >= 0:
-            os.close(self.fd)
-            self.fd = -1
+        self.netns.close()
 
 
 @dataclass(frozen=True)
@@ -285,7 +282,7 @@ class Playground:
             raise
 
     def _build(self) -> None:
-        root = _cgroup2_root()
+        root = find_cgroup2()
         token = secrets.token_hex(4)
         self.cgroup = root / f"pybpfasm-playground-{self.name}-{token}"
         self.directory = Path(tempfile.gettempdir(), f"pybpfasm-playground-{self.name}-{token}")
@@ -346,7 +343,9 @@ class Playground:
 
         with self.gateway.enter(), IPRoute() as netlink:
             for name, far in (("eth0", self.client), ("eth1", self.server)):
-                netlink.link("add", ifname=name, kind="veth", peer={"ifname": "eth0", "net_ns_fd": far.fd})
+                netlink.link(
+                    "add", ifname=name, kind="veth", peer={"ifname": "eth0", "net_ns_fd": far.netns.fd}
+                )
         outer = {"eth0": [(_GATEWAY_OUTER, 16), (_GATEWAY_OUTER6, 64)]}
         inner = {"eth1": [(_GATEWAY_INNER, 24), (_GATEWAY_INNER6, 64)]}
         _configure(self.gateway, outer | inner)
@@ -393,7 +392,7 @@ class Playground:
                 mark=mark,
             )
         )
-        place = Place(netns=self.server.fd, cgroup=self.cgroup)
+        place = Place(netns=self.server.netns, cgroup=self.cgroup)
         proxy = envoy.Envoy(
             config, place=place, directory=directory, concurrency=concurrency, admin_port=admin_port
         )
@@ -454,15 +453,6 @@ def _configure(
         for gateway in gateways:
             family = socket.AF_INET6 if ":" in gateway else socket.AF_INET
             netlink.route("add", dst="default", gateway=gateway, family=family)
-
-
-def _cgroup2_root() -> Path:
-    """Return the mount point of cgroup2. Raises PlaygroundError."""
-    for line in Path("/proc/self/mounts").read_text().splitlines():
-        _, point, kind, *_ = line.split(" ")
-        if kind == "cgroup2":
-            return Path(re.sub(r"\\(\d{3})", lambda m: chr(int(m[1], 8)), point))
-    raise PlaygroundError("cgroup2 is not mounted", hint="mount -t cgroup2 none /sys/fs/cgroup")
 
 
 def _private_bpffs() -> int:

@@ -14,11 +14,13 @@ import pickle
 import signal
 import subprocess
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, TypeVar
+
+from loader.netns import NetNs
+from loader.sys import libc
 
 T = TypeVar("T")
 
@@ -29,10 +31,6 @@ _PR_SET_PDEATHSIG = 1
 Stream = IO[Any] | int | None
 
 
-def _libc() -> ctypes.CDLL:
-    return ctypes.CDLL(None, use_errno=True)
-
-
 def _check(result: int, what: str) -> None:
     if result != 0:
         number = ctypes.get_errno()
@@ -41,38 +39,21 @@ def _check(result: int, what: str) -> None:
 
 def setns(fd: int, nstype: int) -> None:
     """Move the calling thread into the namespace that `fd` refers to (setns(2)). Raises OSError."""
-    _check(_libc().setns(fd, nstype), "setns")
+    _check(libc().setns(fd, nstype), "setns")
 
 
 def unshare(flags: int) -> None:
     """Give the calling thread namespaces of its own (unshare(2)). Raises OSError."""
-    _check(_libc().unshare(flags), "unshare")
+    _check(libc().unshare(flags), "unshare")
 
 
 def mount(source: str, target: str, kind: str | None, flags: int) -> None:
     """mount(2) without data. Raises OSError."""
     encoded = kind.encode() if kind is not None else None
     _check(
-        _libc().mount(source.encode(), target.encode(), encoded, ctypes.c_ulong(flags), None),
+        libc().mount(source.encode(), target.encode(), encoded, ctypes.c_ulong(flags), None),
         f"mount {target}",
     )
-
-
-@contextmanager
-def in_netns(fd: int) -> Iterator[None]:
-    """Run a block with the calling thread in the network namespace of `fd`; sockets made there stay there.
-
-    Raises OSError if it cannot be entered.
-    """
-    before = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        setns(fd, CLONE_NEWNET)
-        try:
-            yield
-        finally:
-            setns(before, CLONE_NEWNET)
-    finally:
-        os.close(before)
 
 
 def die_with_parent(parent: int) -> None:
@@ -81,7 +62,7 @@ def die_with_parent(parent: int) -> None:
     `parent` is the process id of the parent; if it is gone already, this process ends at once.
     Note "thread": a process started from a short-lived thread dies with that thread.
     """
-    _check(_libc().prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0), "prctl(PR_SET_PDEATHSIG)")
+    _check(libc().prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0), "prctl(PR_SET_PDEATHSIG)")
     if os.getppid() != parent:
         os._exit(1)
 
@@ -90,8 +71,7 @@ def die_with_parent(parent: int) -> None:
 class Place:
     """Where a process runs. What is None stays as it is for the caller."""
 
-    netns: int | None = None
-    """Descriptor of a network namespace."""
+    netns: NetNs | None = None
     mntns: int | None = None
     """Descriptor of a mount namespace."""
     cgroup: Path | None = None
@@ -102,7 +82,7 @@ class Place:
         if self.cgroup is not None:
             (self.cgroup / "cgroup.procs").write_text("0")
         if self.netns is not None:
-            setns(self.netns, CLONE_NEWNET)
+            setns(self.netns.fd, CLONE_NEWNET)
         if self.mntns is not None:
             # A new mount namespace moves the working directory to its root: keep it.
             here = os.getcwd()
