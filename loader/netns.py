@@ -1,0 +1,275 @@
+# SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only
+"""Network namespaces: finding one, running code inside it, and asking for what is in it.
+
+Everything here that asks about interfaces or listeners means the namespace of the *calling thread*;
+:meth:`NetNs.entered` changes it for the length of a block. No netlink library is imported.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import difflib
+import fcntl
+import os
+import socket
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address
+from pathlib import Path
+
+from loader.errors import CapabilityError, LoaderError, UsageError
+from loader.objects import Owned
+from loader.sys import libc
+
+__all__ = [
+    "Interface",
+    "Listener",
+    "NetNs",
+    "interface",
+    "interfaces",
+    "listeners",
+    "parse_proc_net_tcp",
+]
+
+NAMED = Path("/run/netns")  # where ip-netns(8) keeps the named ones
+_CLONE_NEWNET = 0x40000000  # linux/sched.h
+_SIOCGIFHWADDR = 0x8927  # linux/sockios.h
+_NSFS_MAGIC = 0x6E736673  # linux/magic.h
+
+# net/if_arp.h: which link layer an interface has decides where a packet's network header is.
+ARPHRD_ETHER = 1
+ARPHRD_LOOPBACK = 772
+ARPHRD_NONE = 0xFFFE
+_LINK_TYPES = {
+    ARPHRD_ETHER: "ethernet",
+    512: "ppp",
+    768: "ipip",
+    769: "ip6tnl",
+    ARPHRD_LOOPBACK: "loopback",
+    776: "sit",
+    778: "ipgre",
+    823: "ip6gre",
+    519: "rawip",
+    ARPHRD_NONE: "none",
+}
+
+
+class NetNs(Owned):
+    """An open network namespace.
+
+    ``ino`` identifies it, in link information and in ``lsns``, while it exists.
+    """
+
+    kind = "network namespace"
+
+    def __init__(self, fd: int, name: str) -> None:
+        super().__init__(fd)
+        self.name = name
+        self.ino = os.fstat(self.fd).st_ino
+
+    @classmethod
+    def open(cls, spec: str | int | os.PathLike[str] | None = None) -> NetNs:
+        """Open a network namespace: a name of ``ip netns``, a path, a process id, or the caller's own (None).
+
+        A text of digits is a process id unless a namespace of that name exists. Raises
+        :class:`~loader.errors.UsageError` for what is none of these.
+        """
+        if spec is None:
+            return cls(_open("/proc/thread-self/ns/net"), "")
+        text = os.fspath(spec) if not isinstance(spec, int) else str(spec)
+        named = NAMED / text
+        if isinstance(spec, int):
+            path = Path(f"/proc/{spec}/ns/net")
+        elif os.sep in text:
+            path = Path(text)
+        elif text not in ("", ".", "..") and named.exists():
+            path = named
+        elif text.isascii() and text.isdigit():
+            path = Path(f"/proc/{text}/ns/net")
+        else:
+            raise UsageError(f"there is no network namespace {text!r}", hint=_known_names(text))
+        try:
+            fd = _open(path)
+        except OSError as error:
+            raise UsageError(
+                f"network namespace {text!r} cannot be opened ({path}): {error.strerror}",
+                hint="give a name that `ip netns` shows, a path, or the id of a running process",
+            ) from None
+        from loader.bpffs import file_system_magic
+
+        if file_system_magic(fd) != _NSFS_MAGIC or not os.readlink(f"/proc/self/fd/{fd}").startswith("net:"):
+            os.close(fd)
+            raise UsageError(
+                f"{path} is not a network namespace",
+                hint="give a name that `ip netns` shows, a path such as /proc/PID/ns/net, or a process id",
+            )
+        return cls(fd, text)
+
+    @classmethod
+    def current(cls) -> NetNs:
+        """Open the namespace of the calling thread."""
+        return cls.open(None)
+
+    @property
+    def is_current(self) -> bool:
+        """Whether the calling thread is in it."""
+        return os.stat("/proc/thread-self/ns/net").st_ino == self.ino
+
+    @contextlib.contextmanager
+    def entered(self) -> Iterator[NetNs]:
+        """Run the block with the calling thread in this namespace; other threads stay where they are.
+
+        The thread returns whatever happens. Sockets that are made inside belong to the namespace for ever. Do
+        not ``await`` or change threads inside. Raises :class:`~loader.errors.CapabilityError` without
+        CAP_SYS_ADMIN.
+        """
+        with NetNs.current() as before:
+            if before.ino == self.ino:
+                yield self
+                return
+            _setns(self)
+            try:
+                yield self
+            finally:
+                _setns(before)
+
+    def __repr__(self) -> str:
+        return (
+            f"<network namespace {self.name or 'current'!r} {'closed' if self.closed else f'fd {self._fd}'}>"
+        )
+
+
+def _open(path: str | Path) -> int:
+    return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+
+def _setns(target: NetNs) -> None:
+    if libc().setns(target.fd, _CLONE_NEWNET) == 0:
+        return
+    code = ctypes.get_errno()
+    message = f"network namespace {target.name or 'of before'!r} cannot be entered: {os.strerror(code)}"
+    if isinstance(OSError(code, ""), PermissionError):
+        raise CapabilityError(message, missing=("CAP_SYS_ADMIN",), hint="run as root")
+    raise LoaderError(message)
+
+
+def _known_names(text: str) -> str:
+    try:
+        names = sorted(os.listdir(NAMED))
+    except OSError:
+        names = []
+    if not names:
+        return f"{NAMED} holds none; give a path such as /proc/PID/ns/net, or a process id"
+    return f"{_did_you_mean(text, names)}known are {', '.join(names)}"
+
+
+def _did_you_mean(text: str, names: list[str]) -> str:
+    close = difflib.get_close_matches(text, names, n=1)
+    return f"did you mean {close[0]!r}? " if close else ""
+
+
+# --- interfaces ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Interface:
+    """An interface of the calling thread's namespace. ``link_type`` is an ARPHRD_* number of net/if_arp.h."""
+
+    name: str
+    index: int
+    link_type: int
+
+    @property
+    def link_type_name(self) -> str:
+        """The link layer in words."""
+        return _LINK_TYPES.get(self.link_type, f"type {self.link_type}")
+
+    @property
+    def has_mac_header(self) -> bool:
+        """Whether packets carry a 14-byte Ethernet header (loopback does; tunnels and ``none`` do not)."""
+        return self.link_type in (ARPHRD_ETHER, ARPHRD_LOOPBACK)
+
+
+def interfaces() -> list[str]:
+    """Return the names of all interfaces in order of their index."""
+    return [name for _, name in sorted(socket.if_nameindex())]
+
+
+def interface(name: str) -> Interface:
+    """Look an interface up by name. Raises :class:`~loader.errors.UsageError` with those that there are."""
+    try:
+        index = socket.if_nametoindex(name)
+    except (OSError, ValueError):
+        known = interfaces()
+        raise UsageError(
+            f"there is no interface {name!r} in this network namespace",
+            hint=f"{_did_you_mean(name, known)}known are {', '.join(known) or 'none'}",
+        ) from None
+    return Interface(name, index, _link_type(name))
+
+
+def interface_name(index: int) -> str | None:
+    """Return the name of the interface with that index, or None if there is none."""
+    try:
+        return socket.if_indextoname(index)
+    except (OSError, OverflowError):
+        return None
+
+
+def _link_type(name: str) -> int:
+    # struct ifreq: the name in 16 bytes, then a struct sockaddr whose sa_family is the ARPHRD_* number.
+    request = struct.pack("16s24x", name.encode())
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as probe:
+        answer = fcntl.ioctl(probe.fileno(), _SIOCGIFHWADDR, request)
+    return int(struct.unpack_from("=H", answer, 16)[0])
+
+
+# --- listeners ----------------------------------------------------------------------------------------------
+
+_TCP_LISTEN = 10  # include/net/tcp_states.h, as /proc/net/tcp prints it
+
+
+@dataclass(frozen=True, slots=True)
+class Listener:
+    """A TCP socket that listens."""
+
+    address: IPv4Address | IPv6Address
+    port: int
+
+    @property
+    def is_any(self) -> bool:
+        """Whether it listens on all addresses of its family."""
+        return self.address.is_unspecified
+
+
+def parse_proc_net_tcp(text: str) -> list[Listener]:
+    """Return the listeners in the text of ``/proc/net/tcp`` or ``tcp6``.
+
+    An address is printed there as words in host byte order.
+    """
+    found = []
+    for line in text.splitlines()[1:]:
+        fields = line.split()
+        if len(fields) < 4 or int(fields[3], 16) != _TCP_LISTEN:
+            continue
+        words, _, port = fields[1].partition(":")
+        raw = b"".join(
+            struct.pack("=I", int(words[start : start + 8], 16)) for start in range(0, len(words), 8)
+        )
+        address = IPv4Address(raw) if len(raw) == 4 else IPv6Address(raw)
+        found.append(Listener(address, int(port, 16)))
+    return found
+
+
+def listeners(port: int | None = None) -> list[Listener]:
+    """Return the TCP listeners of the calling thread's namespace, on one port or all."""
+    found: list[Listener] = []
+    for table in ("tcp", "tcp6"):
+        try:
+            text = Path(f"/proc/thread-self/net/{table}").read_text(encoding="ascii")
+        except FileNotFoundError:  # IPv6 is switched off
+            continue
+        found += parse_proc_net_tcp(text)
+    return [one for one in found if port is None or one.port == port]

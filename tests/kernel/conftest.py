@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only
+"""A place of its own for each kernel test: network namespace, bpf file system, cgroup.
+
+The namespaces belong to this process alone, so that they end with it however it ends. Only a cgroup is visible on
+the host: it bears the process's number, and one that a killed run has left is removed by the next.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import itertools
+import os
+import re
+import socket
+import struct
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from loader.bpffs import BpfFs
+from loader.cgroup import Cgroup, find_cgroup2
+from loader.netns import NetNs
+from loader.sys import libc
+
+CLONE_NEWNS, CLONE_NEWNET = 0x00020000, 0x40000000  # linux/sched.h
+MS_REC, MS_PRIVATE = 1 << 14, 1 << 18  # linux/mount.h
+_numbers = itertools.count()
+
+
+def _check(result: int) -> None:
+    if result != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+
+
+@pytest.fixture(scope="module")
+def private_mounts() -> Iterator[None]:
+    """Put this thread into a mount namespace of its own: no mount in it is seen outside, nor outlives it."""
+    here = os.getcwd()
+    before = os.open("/proc/thread-self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        _check(libc().unshare(CLONE_NEWNS))
+        _check(libc().mount(b"none", b"/", None, ctypes.c_ulong(MS_REC | MS_PRIVATE), None))
+        yield
+    finally:
+        _check(libc().setns(before, CLONE_NEWNS))
+        os.close(before)
+        os.chdir(here)
+
+
+@pytest.fixture
+def bpffs(private_mounts: None, tmp_path: Path) -> Iterator[BpfFs]:
+    """A bpf file system that nobody else sees."""
+    root = tmp_path / "bpffs"
+    root.mkdir()
+    yield BpfFs.mount(root)
+    # Whatever a test has pinned goes with the mount.
+    _check(libc().umount2(os.fsencode(root), 2))
+
+
+@pytest.fixture
+def netns() -> Iterator[NetNs]:
+    """A network namespace that this thread is in; only ``lo`` is there, and up."""
+    with NetNs.current() as before:
+        _check(libc().unshare(CLONE_NEWNET))
+        try:
+            _set_up("lo")
+            with NetNs.current() as inside:
+                yield inside
+        finally:
+            _check(libc().setns(before.fd, CLONE_NEWNET))
+
+
+def _set_up(name: str) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
+        flags = struct.pack("16sh22x", name.encode(), 1)  # struct ifreq with IFF_UP
+        fcntl.ioctl(control.fileno(), 0x8914, flags)  # SIOCSIFFLAGS
+
+
+@pytest.fixture(scope="session")
+def _swept_cgroups() -> None:
+    """Remove the cgroups of test runs that were killed."""
+    for directory in find_cgroup2().glob("pybpfasm-test-*"):
+        found = re.fullmatch(r"pybpfasm-test-(\d+)-\d+", directory.name)
+        if found and not Path(f"/proc/{found[1]}").exists():
+            try:
+                directory.rmdir()
+            except OSError:
+                pass
+
+
+@pytest.fixture
+def make_cgroup(_swept_cgroups: None) -> Iterator[Callable[[], Cgroup]]:
+    """Make cgroups that are removed after the test; what the test has left in one moves back."""
+    made: list[Cgroup] = []
+
+    def make() -> Cgroup:
+        made.append(Cgroup.create(f"pybpfasm-test-{os.getpid()}-{next(_numbers)}"))
+        return made[-1]
+
+    yield make
+    for one in reversed(made):
+        with Cgroup.open() as root:
+            one.remove(move_to=root)
+
+
+@pytest.fixture
+def cgroup(make_cgroup: Callable[[], Cgroup]) -> Cgroup:
+    """An empty cgroup."""
+    return make_cgroup()
