@@ -70,7 +70,7 @@ _ENUMS = (
 )
 
 # Enumerations whose enumerators become plain constants: these by name, and the unnamed ones whose first
-# enumerator begins like this. It is a list of what to take, because BTF holds the kernel's internal ones as well.
+# enumerator begins like this. BTF holds the kernel's internal ones as well, so this lists what to take.
 _CONSTANT_TAGS = (
     "bpf_adj_room_mode",
     "bpf_check_mtu_flags",
