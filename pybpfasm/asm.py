@@ -1004,6 +1004,10 @@ class Asm:
             raise self._error(f"label {found.hint!r} marks another place already")
         self._place(found)
 
+    def named(self, name: str) -> Label:
+        """The `Label` that *name* stands for in this function, for macros that take one."""
+        return self._label(name)
+
     # Blocks.
     def If(self, condition: Condition) -> _If:
         """``with b.If(cond):`` a block that runs where *condition* holds; ``b.If(cond).goto(label)`` a jump."""

@@ -1,0 +1,338 @@
+# SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only
+"""What the two TC programs have in common: finding the TCP header, following a flow, rewriting a port."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from programs.shared import (
+    FLOW_BOTH_FINS,
+    FLOW_ESTABLISHED,
+    FLOW_FIN_SERVER,
+    FLOW_RESET,
+    NSEC_PER_SEC,
+    FlowKey,
+    FlowValue,
+    TimedFlowValue,
+    maps,
+    now,
+    store_v4_mapped,
+)
+from programs.settings import Settings
+from pybpfasm.asm import Asm, Mem, Reg, be16, imm64
+from pybpfasm.kernel.context import SkBuff
+from pybpfasm.kernel.enums import Helper
+from pybpfasm.net import (
+    AF_INET,
+    AF_INET6,
+    ETH_P_8021AD,
+    ETH_P_8021Q,
+    ETH_P_IP,
+    ETH_P_IPV6,
+    IP_OFFSET,
+    IPPROTO_AH,
+    IPPROTO_DSTOPTS,
+    IPPROTO_FRAGMENT,
+    IPPROTO_HOPOPTS,
+    IPPROTO_ROUTING,
+    IPPROTO_TCP,
+    TCP_FIN,
+    TCP_RST,
+    Ethernet,
+    Ipv4,
+    Ipv6,
+    Ipv6Fragment,
+    Ipv6Option,
+    Tcp,
+    Vlan,
+)
+from pybpfasm.program import subprogram
+
+PACKET_HOST: Final = 0  # linux/if_packet.h: addressed to this host
+
+# What is made linear when headers lie outside the linear part of a packet.
+PULL_BYTES: Final = 512
+# Tags beyond the one that the kernel keeps outside the packet.
+MAX_VLAN_TAGS: Final = 2
+MAX_EXTENSION_HEADERS: Final = 6
+
+# The offset within Ipv6Fragment.frag_off, which the three lowest bits are no part of.
+_IPV6_FRAGMENT_OFFSET: Final = 0xFFF8
+
+
+@dataclass(frozen=True, slots=True)
+class Interface:
+    """What the programs must know of the interface that they are attached to.
+
+    ``link_header`` is false where packets begin with the IP header (tun, WireGuard); ``loopback`` is true for ``lo``.
+    """
+
+    link_header: bool = True
+    loopback: bool = False
+
+
+def within(b: Asm, pointer: Reg, size: int) -> None:
+    """Jump to ``short`` unless *size* bytes at *pointer* lie before r8, the end of the linear part. Clobbers r2."""
+    b.r2 = pointer
+    b.r2 += size
+    b.If(b.r2 > b.r8).goto("short")
+
+
+def find_tcp(b: Asm, ctx: SkBuff, interface: Interface, on_tcp: Callable[[int], None]) -> None:
+    """Find the TCP header, behind VLAN tags, IP options and IPv6 extension headers.
+
+    Then runs *on_tcp* (with the address family) once for each family: r7 points to the IP header, r5 to a whole TCP
+    header, r8 to the end of the linear part, and r9 is the TCP header's offset in the packet. Jumps to ``other`` for
+    what is not TCP or has no TCP header (a later fragment), and to ``malformed`` for a header that is cut off or lies
+    behind more extension headers than are looked through.
+    """
+    pulled = b.u64[b.stack_bytes(8)]
+    pulled.store(0)
+
+    b.label("parse")
+    b.r7 = ctx.data
+    b.r8 = ctx.data_end
+    b.r9 = Ethernet.sizeof if interface.link_header else 0
+    b.r2 = ctx.protocol
+    b.If(b.r2 == be16(ETH_P_IP)).goto("ipv4")
+    b.If(b.r2 == be16(ETH_P_IPV6)).goto("ipv6")
+    if interface.link_header:
+        for _ in range(MAX_VLAN_TAGS):
+            with b.If((b.r2 != be16(ETH_P_8021Q)) & (b.r2 != be16(ETH_P_8021AD))):
+                b.goto("other")
+            b.r3 = b.r7
+            b.r3 += b.r9
+            within(b, b.r3, Vlan.sizeof)
+            b.r2 = Vlan(b.r3).h_vlan_encapsulated_proto
+            b.r9 += Vlan.sizeof
+            b.If(b.r2 == be16(ETH_P_IP)).goto("ipv4")
+            b.If(b.r2 == be16(ETH_P_IPV6)).goto("ipv6")
+    b.goto("other")
+
+    b.label("short")
+    # Once: bring the headers into the linear part, and begin anew, because every packet pointer is void now.
+    b.r2 = pulled
+    b.If(b.r2 != 0).goto("malformed")
+    pulled.store(1)
+    b.r2 = ctx.len
+    with b.If(b.r2 > PULL_BYTES):
+        b.r2 = PULL_BYTES
+    b.r1 = ctx
+    b.call(Helper.skb_pull_data)
+    b.If(b.r0 != 0).goto("malformed")
+    b.goto("parse")
+
+    b.label("ipv4")
+    b.r7 += b.r9
+    within(b, b.r7, Ipv4.sizeof)
+    ip = Ipv4(b.r7)
+    b.r2 = ip.protocol
+    b.If(b.r2 != IPPROTO_TCP).goto("other")
+    b.r2 = ip.frag_off
+    b.If(b.r2 & be16(IP_OFFSET)).goto("other")
+    b.r4 = ip.ihl_version
+    b.r4 &= 0x0F
+    b.r4 <<= 2
+    b.If(b.r4 < Ipv4.sizeof).goto("other")  # the stack discards these
+    b.r5 = b.r7
+    b.r5 += b.r4
+    b.r9 += b.r4
+    within(b, b.r5, Tcp.sizeof)
+    on_tcp(AF_INET)
+
+    b.label("ipv6")
+    b.r7 += b.r9
+    within(b, b.r7, Ipv6.sizeof)
+    b.r4 = Ipv6(b.r7).nexthdr
+    b.r5 = b.r7
+    b.r5 += Ipv6.sizeof
+    b.r9 += Ipv6.sizeof
+    for _ in range(MAX_EXTENSION_HEADERS):
+        skip_extension_header(b)
+    b.If(b.r4 != IPPROTO_TCP).goto("malformed")
+    b.label("tcp6")
+    within(b, b.r5, Tcp.sizeof)
+    on_tcp(AF_INET6)
+
+
+def skip_extension_header(b: Asm) -> None:
+    """Step r5 and r9 over the extension header at r5 whose number is in r4; r4 becomes the next one's.
+
+    Jumps to ``tcp6`` where r4 is TCP, to ``other`` where it is no header that TCP can follow. Clobbers r2 and r3.
+    """
+    b.If(b.r4 == IPPROTO_TCP).goto("tcp6")
+    with b.If((b.r4 == IPPROTO_HOPOPTS) | (b.r4 == IPPROTO_ROUTING) | (b.r4 == IPPROTO_DSTOPTS)):
+        within(b, b.r5, Ipv6Option.sizeof)
+        option = Ipv6Option(b.r5)
+        b.r4 = option.nexthdr
+        b.r3 = option.hdrlen
+        b.r3 += 1
+        b.r3 <<= 3
+    with b.Elif(b.r4 == IPPROTO_FRAGMENT):
+        within(b, b.r5, Ipv6Fragment.sizeof)
+        fragment = Ipv6Fragment(b.r5)
+        b.r2 = fragment.frag_off
+        b.If(b.r2 & be16(_IPV6_FRAGMENT_OFFSET)).goto("other")
+        b.r4 = fragment.nexthdr
+        b.r3 = Ipv6Fragment.sizeof
+    with b.Elif(b.r4 == IPPROTO_AH):
+        within(b, b.r5, Ipv6Option.sizeof)
+        option = Ipv6Option(b.r5)
+        b.r4 = option.nexthdr
+        b.r3 = option.hdrlen
+        b.r3 += 2
+        b.r3 <<= 2
+    with b.Else():
+        b.goto("other")
+    b.r5 += b.r3
+    b.r9 += b.r3
+
+
+def fill_key(b: Asm, key: FlowKey, family: int, *, client_is_source: bool) -> None:
+    """The flow's key, from the IP header at r7 and the TCP header at r5. Clobbers r2."""
+    tcp = Tcp(b.r5)
+    if family == AF_INET:
+        ip = Ipv4(b.r7)
+        client, server = (ip.saddr, ip.daddr) if client_is_source else (ip.daddr, ip.saddr)
+        b.r2 = client
+        store_v4_mapped(b, key.client, b.r2)
+        b.r2 = server
+        store_v4_mapped(b, key.server, b.r2)
+    else:
+        ip6 = Ipv6(b.r7)
+        source, destination = (key.client, key.server) if client_is_source else (key.server, key.client)
+        for word in range(4):
+            b.r2 = ip6.saddr[word]
+            source.u32(word).store(b.r2)
+            b.r2 = ip6.daddr[word]
+            destination.u32(word).store(b.r2)
+    b.r2 = tcp.source if client_is_source else tcp.dest
+    key.client_port = b.r2
+    key.protocol = IPPROTO_TCP
+    key.family = family
+
+
+def flow_value(settings: Settings, at: Reg) -> FlowValue | TimedFlowValue:
+    """A view of a flow's value at *at*."""
+    return TimedFlowValue(at) if settings.timers else FlowValue(at)
+
+
+def start_timer(b: Asm, flow: TimedFlowValue, seconds: int) -> None:
+    """Let the flow's timer fire in *seconds*. An error is of no consequence: the timer then keeps its time."""
+    b.lea(b.r1, flow.timer)
+    b.r2 = imm64(seconds * NSEC_PER_SEC)
+    b.r3 = 0
+    b.call(Helper.timer_start)
+
+
+def follow(b: Asm, settings: Settings, key: FlowKey, flags: Mem, fin: int) -> None:
+    """Note in the flow at r7 a packet with the TCP *flags*; *fin* is the state bit of this direction's FIN.
+
+    The entry goes when its timer finds it ended and quiet for a while; where there are no timers, with the packet that
+    ends the connection, so r7 is void afterwards. A reset starts the linger but does not end the flow: whether the
+    receiver accepted it is not known here, and another packet of the server shows that it did not.
+    """
+    flow = flow_value(settings, b.r7)
+    from_server = fin == FLOW_FIN_SERVER
+    now(b, settings)
+    flow.last_seen = b.r0
+    b.r2 = flags
+    b.r3 = FLOW_ESTABLISHED
+    with b.If(b.r2 & TCP_FIN):
+        b.r3 |= fin
+    with b.If(b.r2 & TCP_RST):
+        b.r3 |= FLOW_RESET
+    b.r4 = flow.state
+    if from_server:
+        with b.If((b.r4 & FLOW_RESET) & ~(b.r2 & TCP_RST)):
+            b.r5 = ~FLOW_RESET
+            flow.state.lock_and(b.r5)
+            b.r4 = flow.state
+    b.r5 = b.r4
+    b.r4 |= b.r3
+    with b.If(b.r4 != b.r5):
+        flow.state.lock_or(b.r3)
+        is_over(b, "over")
+    if settings.timers:
+        b.goto("followed")
+        b.label("over")
+        start_timer(b, TimedFlowValue(b.r7), settings.linger_seconds)
+    else:
+        # The last acknowledgement, or a reset: there is nobody who could remove the entry later.
+        is_over(b, "over")
+        b.goto("followed")
+        b.label("over")
+        b.r2 = flags
+        with b.If((b.r2 & TCP_RST) | ~(b.r2 & TCP_FIN)):
+            b.r1 = maps(settings).flows
+            b.lea(b.r2, key)
+            b.call(Helper.map_delete_elem)
+    b.label("followed")
+
+
+def is_over(b: Asm, label: str) -> None:
+    """Jump to *label* where the state in r4 says that the connection has ended. Clobbers r4."""
+    b.If(b.r4 & FLOW_RESET).goto(label)
+    b.r4 &= FLOW_BOTH_FINS
+    b.If(b.r4 == FLOW_BOTH_FINS).goto(label)
+
+
+@subprogram("map", "key", "value")
+def expire(b: Asm, settings: Settings) -> None:
+    """A flow's timer has fired: remove the entry where it has been quiet long enough for its state, else wait on."""
+    b.r6 = b.r1
+    b.r7 = b.r2
+    b.r8 = b.r3
+    flow = TimedFlowValue(b.r8)
+    now(b, settings)
+    b.r2 = flow.last_seen
+    b.r0 -= b.r2
+    with b.If(b.r0.slt(0)):  # a packet has come since the clock was read
+        b.r0 = 0
+    b.r4 = flow.state
+    b.r3 = imm64(settings.handshake_seconds * NSEC_PER_SEC)
+    with b.If(b.r4 & FLOW_ESTABLISHED):
+        b.r3 = imm64(settings.idle_seconds * NSEC_PER_SEC)
+    is_over(b, "ended")
+    b.goto("decide")
+    b.label("ended")
+    b.r3 = imm64(settings.linger_seconds * NSEC_PER_SEC)
+    b.label("decide")
+    with b.If(b.r0 >= b.r3):
+        b.r1 = b.r6
+        b.r2 = b.r7
+        b.call(Helper.map_delete_elem)
+        b.ret(0)
+    b.lea(b.r1, flow.timer)
+    b.r2 = b.r3
+    b.r2 -= b.r0
+    b.r3 = 0
+    b.call(Helper.timer_start)
+    b.ret(0)
+
+
+def rewrite_port(b: Asm, ctx: SkBuff, field: int, old: Mem, new: Mem, failed: str) -> None:
+    """Replace the TCP port at byte *field* of the TCP header at offset r9, in the packet and in its checksum.
+
+    *old* and *new* are 2 bytes of stack with the ports in network order. The checksum goes first: if that fails, nothing
+    has changed. Every packet pointer is void afterwards.
+    """
+    b.r1 = ctx
+    b.r2 = b.r9
+    b.r2 += Tcp.offsetof("check")
+    b.r3 = old
+    b.r4 = new
+    b.r5 = 2  # bytes; no BPF_F_PSEUDO_HDR: ports are not in the pseudo header
+    b.call(Helper.l4_csum_replace)
+    b.If(b.r0 != 0).goto(failed)
+    b.r1 = ctx
+    b.r2 = b.r9
+    b.r2 += field
+    b.r3 = b.r10
+    b.r3 += new.offset
+    b.r4 = 2
+    b.r5 = 0
+    b.call(Helper.skb_store_bytes)
+    b.If(b.r0 != 0).goto(failed)

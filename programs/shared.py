@@ -1,0 +1,262 @@
+# SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only
+"""What the programs share: maps with their keys and values, counters, and macros that more than one of them uses."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Final
+
+from programs.settings import Settings
+from pybpfasm.asm import Asm, Label, Mem, Reg, be32
+from pybpfasm.kernel.enums import BPF_F_NO_PREALLOC, Helper, MapType
+from pybpfasm.layout import U8, U16, U32, U64, Array, ArrayView, Be16, Be32, Bytes, Nested, Struct
+from pybpfasm.maps import MapSpec
+
+CLOCK_MONOTONIC: Final = 1  # linux/time.h
+NSEC_PER_SEC: Final = 1_000_000_000
+
+# The upper 96 bits of an IPv4 address in IPv6 form (RFC 4291, section 2.5.5.2) end in these 32.
+V4_MAPPED: Final = 0x0000FFFF
+
+
+# --- The flow map: which port a client's connection was really for. ---
+
+
+class BpfTimer(Struct, kernel_name="bpf_timer"):
+    """``struct bpf_timer``: 16 bytes that belong to the kernel."""
+
+    opaque = Array(U64(), 2)
+
+
+class FlowKey(Struct, kernel_name="flow_key"):
+    """One client's connection to Envoy: 36 bytes. IPv4 addresses are in v4-mapped IPv6 form.
+
+    Envoy's port is not part of the key, because an instance has only one.
+    """
+
+    client = Bytes(16)
+    server = Bytes(16)
+    client_port = Be16()
+    protocol = U8()
+    family = U8()
+
+
+# Bits of FlowValue.state.
+FLOW_ESTABLISHED: Final = 1
+FLOW_FIN_CLIENT: Final = 2
+FLOW_FIN_SERVER: Final = 4
+FLOW_RESET: Final = 8
+FLOW_BOTH_FINS: Final = FLOW_FIN_CLIENT | FLOW_FIN_SERVER
+
+
+class FlowValue(Struct, kernel_name="flow_value"):
+    """Where a connection was going, and how far it has got. ``last_seen`` is in ns of the monotonic clock;
+    ``syn_seq`` is the sequence number of the SYN that opened it."""
+
+    last_seen = U64()
+    state = U32()
+    syn_seq = Be32()
+    original_port = Be16()
+    pad = Bytes(6)
+
+
+class TimedFlowValue(Struct, kernel_name="flow_value"):
+    """`FlowValue` with the timer that removes the entry, for kernels that have ``bpf_timer``."""
+
+    last_seen = U64()
+    state = U32()
+    syn_seq = Be32()
+    original_port = Be16()
+    pad = Bytes(6)
+    timer = Nested(BpfTimer)
+
+
+# --- Acceleration: the sockets of the Envoy-to-application leg. ---
+
+
+class SocketKey(Struct, kernel_name="socket_key"):
+    """A connected socket as its owner sees it: 56 bytes. Ports are in host order, addresses as in `FlowKey`."""
+
+    netns_cookie = U64()
+    family = U32()
+    local_port = U32()
+    remote_port = U32()
+    pad = U32()
+    local = Bytes(16)
+    remote = Bytes(16)
+
+
+class SocketState(Struct, kernel_name="socket_state"):
+    """What is remembered of an enrolled socket; ``native`` is 1 once a message of it has gone through the stack."""
+
+    native = U32()
+    pad = U32()
+
+
+# --- Counters. ---
+
+
+class IngressCounters(Struct, kernel_name="ingress_counters"):
+    """Packets at TC ingress for an intercepted port or Envoy's own, by what became of them."""
+
+    redirected = U64()
+    new_flows = U64()
+    passed_marked = U64()
+    passed_without_flow = U64()
+    passed_forwarded = U64()
+    dropped_map_full = U64()
+    dropped_tuple_in_use = U64()
+    dropped_direct = U64()
+    dropped_malformed = U64()
+    dropped_rewrite_failed = U64()
+
+
+class EgressCounters(Struct, kernel_name="egress_counters"):
+    """Packets at TC egress from Envoy's port, by what became of them."""
+
+    restored = U64()
+    passed_without_flow = U64()
+    dropped_rewrite_failed = U64()
+
+
+class GetsockoptCounters(Struct, kernel_name="sockopt_counters"):
+    """Questions for SO_ORIGINAL_DST, by answer."""
+
+    answered_ipv4 = U64()
+    answered_ipv6 = U64()
+    unknown_connection = U64()
+    buffer_too_small = U64()
+
+
+class SockopsCounters(Struct, kernel_name="sockops_counters"):
+    """Connections on intercepted ports with both ends on this host, by what became of them."""
+
+    enrolled_active = U64()
+    enrolled_passive = U64()
+    slot_taken = U64()
+    data_before_enrolment = U64()
+    peer_not_enrolled = U64()
+    failed = U64()
+
+
+class SkMsgCounters(Struct, kernel_name="sk_msg_counters"):
+    """Messages sent on enrolled sockets: handed to the peer's queue, or through the stack."""
+
+    redirected_messages = U64()
+    redirected_bytes = U64()
+    native_messages = U64()
+    native_bytes = U64()
+
+
+class Counters(Struct, kernel_name="proxy_counters"):
+    """All counters, in one per-CPU value; each hook has its own part."""
+
+    ingress = Nested(IngressCounters)
+    egress = Nested(EgressCounters)
+    getsockopt = Nested(GetsockoptCounters)
+    sockops = Nested(SockopsCounters)
+    sk_msg = Nested(SkMsgCounters)
+
+
+# --- Maps. ---
+
+
+@dataclass(frozen=True, slots=True)
+class Maps:
+    """The maps of one instance."""
+
+    flows: MapSpec
+    counters: MapSpec
+    sockets: MapSpec
+    pending: MapSpec
+    socket_state: MapSpec
+
+    @property
+    def all(self) -> tuple[MapSpec, ...]:
+        """Every map, in the order in which they are created."""
+        return (self.flows, self.counters, self.sockets, self.pending, self.socket_state)
+
+
+@lru_cache(maxsize=8)
+def maps(settings: Settings) -> Maps:
+    """The maps of an instance with *settings*: the same objects for all its programs."""
+    return Maps(
+        flows=MapSpec(
+            "pba_flows",
+            MapType.HASH,
+            FlowKey,
+            TimedFlowValue if settings.timers else FlowValue,
+            settings.flow_capacity,
+        ),
+        counters=MapSpec("pba_counters", MapType.PERCPU_ARRAY, U32(), Counters, 1),
+        sockets=MapSpec("pba_sockets", MapType.SOCKHASH, SocketKey, 8, settings.socket_capacity),
+        # An evicted entry only means that a connection is not accelerated, so LRU is safe here.
+        pending=MapSpec("pba_pending", MapType.LRU_HASH, SocketKey, U32(), 4096),
+        socket_state=MapSpec(
+            "pba_sock_state", MapType.SK_STORAGE, U32(), SocketState, 0, flags=BPF_F_NO_PREALLOC
+        ),
+    )
+
+
+# --- Macros. ---
+
+
+def find_counters(b: Asm, settings: Settings, into: Reg, missing: str) -> None:
+    """*into* = this CPU's `Counters`; jumps to *missing* in the case, which does not occur, of there being none."""
+    zero = b.stack_bytes(8)
+    b.u32[zero] = 0
+    b.r1 = maps(settings).counters
+    b.lea(b.r2, zero)
+    b.call(Helper.map_lookup_elem)
+    b.If(b.r0 == 0).goto(missing)
+    setattr(b, into.name, b.r0)
+
+
+def count(b: Asm, counter: Mem, amount: Reg | int = 1) -> None:
+    """Add *amount* to *counter*; a constant goes through r1.
+
+    Atomic although the value is this CPU's: a task in a cgroup hook can be preempted by a softirq that counts too.
+    """
+    if isinstance(amount, int):
+        b.r1 = amount
+        counter.lock_add(b.r1)
+    else:
+        counter.lock_add(amount)
+
+
+def now(b: Asm, settings: Settings) -> None:
+    """r0 = the monotonic clock in ns, of tick resolution where the kernel has the cheaper clock."""
+    b.call(Helper.ktime_get_coarse_ns if settings.coarse_clock else Helper.ktime_get_ns)
+
+
+def match_ports(b: Asm, port: Reg, ranges: tuple[tuple[int, int], ...], hit: Label, miss: Label) -> None:
+    """Jump to *hit* where *port* (host order) is in one of the sorted, disjoint *ranges*, else to *miss*.
+
+    A balanced tree of comparisons: about 2 log2(n) of them for n ranges. Always leaves.
+    """
+    if not ranges:
+        b.goto(miss)
+        return
+    middle = len(ranges) // 2
+    first, last = ranges[middle]
+    below, above = ranges[:middle], ranges[middle + 1 :]
+    if first == last and not below and not above:
+        b.If(port == first).goto(hit)
+        b.goto(miss)
+        return
+    lower = Label("below") if below else miss
+    if first > 1:
+        b.If(port < first).goto(lower)
+    b.If(port <= last).goto(hit)
+    match_ports(b, port, above, hit, miss)
+    if below:
+        b.label(lower)
+        match_ports(b, port, below, hit, miss)
+
+
+def store_v4_mapped(b: Asm, where: ArrayView, address: Reg) -> None:
+    """The 16 bytes at *where* = *address* (IPv4, network order in memory) in v4-mapped form."""
+    where.u64(0).store(0)
+    where.u32(2).store(be32(V4_MAPPED))
+    where.u32(3).store(address)

@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only
+"""sk_msg: a message of an enrolled socket goes straight to its peer's receive queue."""
+
+from __future__ import annotations
+
+from programs.settings import Settings
+from programs.shared import Counters, SocketKey, SocketState, count, find_counters, maps
+from programs.socket import fill_socket_key
+from pybpfasm.asm import Asm
+from pybpfasm.kernel.context import SkMsgMd
+from pybpfasm.kernel.enums import BPF_F_INGRESS, Helper, SkAction
+from pybpfasm.program import sk_msg as sk_msg_program
+
+
+@sk_msg_program(name="pba_sk_msg")
+def sk_msg(b: Asm, ctx: SkMsgMd, settings: Settings) -> None:
+    """Redirect the message to the peer where that is enrolled, and pass it in any case.
+
+    A receiver reads redirected bytes before those that came through the stack. So a socket that has once sent through
+    the stack never redirects again, or its later bytes could overtake the earlier ones.
+    """
+    key = b.stack(SocketKey)
+    counters = Counters(b.r9).sk_msg
+
+    b.r6 = ctx
+    ctx = SkMsgMd(b.r6)
+    b.r1 = maps(settings).socket_state
+    b.r2 = ctx.sk
+    b.r3 = 0
+    b.r4 = 0
+    b.call(Helper.sk_storage_get)
+    b.If(b.r0 == 0).goto("pass")
+    b.r7 = b.r0
+    state = SocketState(b.r7)
+    find_counters(b, settings, b.r9, "pass")
+    b.r2 = state.native
+    b.If(b.r2 != 0).goto("native")
+
+    fill_socket_key(b, ctx, settings, key, reverse=True, other="native")
+    b.r1 = ctx
+    b.r2 = maps(settings).sockets
+    b.lea(b.r3, key)
+    b.r4 = BPF_F_INGRESS
+    b.call(Helper.msg_redirect_hash)
+    b.If(b.w0 != SkAction.PASS).goto("no_peer")
+    count(b, counters.redirected_messages)
+    b.r2 = ctx.size
+    count(b, counters.redirected_bytes, b.r2)
+    b.ret(SkAction.PASS)
+
+    b.label("no_peer")
+    state.native = 1
+    b.label("native")
+    count(b, counters.native_messages)
+    b.r2 = ctx.size
+    count(b, counters.native_bytes, b.r2)
+    b.label("pass")
+    b.ret(SkAction.PASS)
