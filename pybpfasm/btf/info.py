@@ -136,6 +136,16 @@ def _records(
         yield form.unpack_from(data, at)
 
 
+def _pack_core_relo(records: Iterable[CoreRelo], byteorder: ByteOrder) -> bytes:
+    out = bytearray()
+    for record in records:
+        try:
+            out += struct.pack(f"{struct_order(byteorder)}4I", *record)
+        except struct.error:
+            raise BtfError(f"core_relo {tuple(record)}: a field does not fit 32 bits") from None
+    return bytes(out)
+
+
 class BtfExt:
     """The section ``.BTF.ext`` of an object file: records by the name of the code section they are about.
 
@@ -161,13 +171,7 @@ class BtfExt:
         for size, sections in (
             (_FUNC_INFO_SIZE, [(n, len(r), pack_func_info(r, order)) for n, r in self.func_info.items()]),
             (_LINE_INFO_SIZE, [(n, len(r), pack_line_info(r, order)) for n, r in self.line_info.items()]),
-            (
-                _CORE_RELO_SIZE,
-                [
-                    (n, len(r), b"".join(struct.pack(f"{end}4I", *relo) for relo in r))
-                    for n, r in self.core_relo.items()
-                ],
-            ),
+            (_CORE_RELO_SIZE, [(n, len(r), _pack_core_relo(r, order)) for n, r in self.core_relo.items()]),
         ):
             body = b"".join(
                 struct.pack(f"{end}2I", strings.string(name), count) + data
@@ -245,7 +249,7 @@ def _ext_sections(
             raise BtfError(f".BTF.ext {what} at byte {at}: {count} records of {rec_size} bytes don't fit")
         at += 8
         yield (
-            btf._name_at(name_off, 0),
+            btf._name_at(name_off, f".BTF.ext {what}"),
             list(_records(data[at : at + count * rec_size], btf.byteorder, rec_size, known, what)),
         )
         at += count * rec_size

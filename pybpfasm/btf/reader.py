@@ -339,8 +339,8 @@ class Btf:
             raise BtfError(f"BTF string offset {offset} is outside the {size} bytes of strings")
         return self._strings[start : self._strings.index(0, start)].decode("utf-8", "backslashreplace")
 
-    def _name_at(self, offset: int, user: int) -> str:
-        """The name of an element of type *user*.
+    def _name_at(self, offset: int, user: int | str) -> str:
+        """The name of an element of *user*, which is a type id or a text.
 
         Its length is bounded, because many elements may share one long string.
         """
@@ -350,9 +350,8 @@ class Btf:
         end = self._strings.find(0, start, start + MAX_NAME + 1) if start < len(self._strings) else -1
         if end < 0:
             self._check_string(offset, user)
-            raise BtfError(
-                f"the name at BTF string offset {offset}, in type {user}, has more than {MAX_NAME} bytes"
-            )
+            what = f"BTF type {user}" if isinstance(user, int) else user
+            raise BtfError(f"{what}: the name at string offset {offset} has more than {MAX_NAME} bytes")
         return self._strings[start:end].decode("utf-8", "backslashreplace")
 
     def _shown(self, offset: int) -> str:
@@ -470,11 +469,11 @@ class Btf:
             if refs:
                 self._check_id(self._words[index + 1], current.id)
 
-    def _check_string(self, offset: int, user: int) -> None:
-        if offset >= self._strings_start + len(self._strings):
-            raise BtfError(
-                f"BTF type {user} has a name at string offset {offset}, past the end of the strings"
-            )
+    def _check_string(self, offset: int, user: int | str) -> None:
+        end = self._strings_start + len(self._strings)
+        if offset >= end:
+            what = f"BTF type {user}" if isinstance(user, int) else user
+            raise BtfError(f"{what} has a name at string offset {offset}, but the strings end at {end}")
 
     def dump_lines(self) -> Iterator[str]:
         """The types as text, a line for each type and, indented, for each of its elements.

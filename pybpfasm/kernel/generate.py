@@ -201,7 +201,7 @@ def enums_source(btf: Btf, release: str) -> str:
     unnamed = list(_unnamed_enums(btf))
     by_enumerator = {e.name: group for group in reversed(unnamed) for e in group}
     lines = _header(_ENUMS_TITLE, release)
-    lines += ["from pybpfasm.kernel.intenum import IntEnum", ""]
+    lines += ["from enum import IntEnum", ""]
     for spec in _ENUMS:
         if spec.tag:
             enumerators = (btf.by_name(spec.tag, Kind.ENUM64) or _need(btf, spec.tag, Kind.ENUM)).enumerators
