@@ -96,8 +96,14 @@ class Cgroup(Owned):
             raise
 
     def processes(self) -> list[int]:
-        """Return the process ids in this cgroup, not those in the ones below."""
-        return [int(pid) for pid in (self.path / "cgroup.procs").read_text(encoding="ascii").split()]
+        """Return the process ids in this cgroup, not those in the ones below; none if the cgroup is gone."""
+        try:
+            text = (self.path / "cgroup.procs").read_text(encoding="ascii")
+        except OSError as error:
+            if error.errno in (errno.ENOENT, errno.ENODEV):
+                return []
+            raise
+        return [int(pid) for pid in text.split()]
 
     def add(self, pid: int = 0) -> None:
         """Move a process with all its threads into this cgroup; 0 is the caller."""

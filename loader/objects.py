@@ -31,6 +31,7 @@ from loader.errors import (
     UsageError,
 )
 from loader.verifier import VerifierError
+from pybpfasm.kernel.defines import BPF_F_AFTER, BPF_F_BEFORE, BPF_F_REPLACE
 from pybpfasm.kernel.enums import (
     BPF_ANY,
     BPF_F_LINK,
@@ -281,6 +282,7 @@ class Owned:
 _FD_KINDS = {
     "anon_inode:bpf-map": "map",
     "anon_inode:bpf-prog": "program",
+    "anon_inode:bpf-link": "link",
     "anon_inode:bpf_link": "link",
     "anon_inode:btf": "btf",
 }
@@ -1232,10 +1234,10 @@ class Link(Owned):
         """
         if sum((before is not None, after is not None, first)) > 1:
             raise ValueError("only one of before, after and first can be said")
-        flags, relative = (bpf_sys.BPF_F_BEFORE, 0) if first else (0, 0)
+        flags, relative = (BPF_F_BEFORE, 0) if first else (0, 0)
         beside = before if before is not None else after
         if beside is not None:
-            flags = bpf_sys.BPF_F_BEFORE if before is not None else bpf_sys.BPF_F_AFTER
+            flags = BPF_F_BEFORE if before is not None else BPF_F_AFTER
             flags |= BPF_F_LINK if isinstance(beside, Link) else 0
             relative = beside.fd
         try:
@@ -1326,7 +1328,7 @@ class Link(Owned):
         With ``old`` only if that is the program there now (else EPERM), so that two loaders cannot undo one
         another.
         """
-        flags = 0 if old is None else bpf_sys.BPF_F_REPLACE
+        flags = 0 if old is None else BPF_F_REPLACE
         try:
             bpf_sys.link_update(self.fd, new.fd, flags=flags, old_prog_fd=0 if old is None else old.fd)
         except BpfError as error:

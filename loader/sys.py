@@ -22,11 +22,6 @@ from pybpfasm.kernel.enums import Cmd
 
 __all__ = ["bpf", "libc", "syscall_number"]
 
-# Attach flags that uapi/linux/bpf.h defines as macros, which BTF does not hold.
-BPF_F_REPLACE = 1 << 2
-BPF_F_BEFORE = 1 << 3
-BPF_F_AFTER = 1 << 4
-
 NAME_LEN = 16  # BPF_OBJ_NAME_LEN, with the NUL that ends it
 PROG_LOAD_ATTEMPTS = (
     5  # a signal that is pending makes the verifier give up with EAGAIN; libbpf tries as often

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only
 """A place of its own for each kernel test: network namespace, bpf file system, cgroup.
 
-The namespaces belong to this process alone, so that they end with it however it ends. Only a cgroup is visible on
-the host: it bears the process's number, and one that a killed run has left is removed by the next.
+The namespaces belong to this process alone, so that they end with it however it ends. Only a cgroup is
+visible on the host: it bears the process's number, and one that a killed run has left is removed by the next.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from loader.cgroup import Cgroup, find_cgroup2
 from loader.netns import NetNs
 from loader.sys import libc
 
-CLONE_NEWNS, CLONE_NEWNET = 0x00020000, 0x40000000  # linux/sched.h
+CLONE_FS, CLONE_NEWNS, CLONE_NEWNET = 0x00000200, 0x00020000, 0x40000000  # linux/sched.h
 MS_REC, MS_PRIVATE = 1 << 14, 1 << 18  # linux/mount.h
 _numbers = itertools.count()
 
@@ -45,6 +45,8 @@ def private_mounts() -> Iterator[None]:
         _check(libc().mount(b"none", b"/", None, ctypes.c_ulong(MS_REC | MS_PRIVATE), None))
         yield
     finally:
+        # A thread that shares its working directory with others (a test's time limit is one) may not change.
+        _check(libc().unshare(CLONE_FS))
         _check(libc().setns(before, CLONE_NEWNS))
         os.close(before)
         os.chdir(here)

@@ -94,7 +94,7 @@ def pass_all(b: Asm, ctx: SkMsgMd) -> None:
     b.exit()
 
 
-# --- ownership -----------------------------------------------------------------------------------------------
+# --- ownership ----------------------------------------------------------------------------------------------
 
 
 def test_descriptors_are_closed_on_exec_and_once() -> None:
@@ -130,7 +130,7 @@ def test_release_hands_the_descriptor_over() -> None:
     os.close(fd)  # would fail if the object had closed it
 
 
-# --- maps ----------------------------------------------------------------------------------------------------
+# --- maps ---------------------------------------------------------------------------------------------------
 
 
 def test_typed_access_keeps_byte_order_and_raw_bytes_pass() -> None:
@@ -156,7 +156,7 @@ def test_typed_access_keeps_byte_order_and_raw_bytes_pass() -> None:
 def test_update_flags_and_a_full_map() -> None:
     with Map.create(NUMBERS, max_entries=2) as numbers:
         numbers.update(1, 10, BPF_NOEXIST)
-        with pytest.raises(BpfError, match="numbers.*EEXIST"):
+        with pytest.raises(BpfError, match=r"numbers.*EEXIST"):
             numbers.update(1, 11, BPF_NOEXIST)
         with pytest.raises(BpfError) as caught:
             numbers.update(2, 11, BPF_EXIST)
@@ -181,7 +181,7 @@ def test_many_entries(batched: bool) -> None:
         assert numbers.count() == 300
         assert numbers.delete_many([0, 5, 7, 6, 14]) == 3  # 5 and 6 were never there
         assert numbers.count() == 297
-        drained = {k: v for k, v in numbers.drain_raw(batch=8)}
+        drained = dict(numbers.drain_raw(batch=8))
         assert len(drained) == 297
         assert numbers.count() == 0
         assert numbers._batch_works is batched
@@ -198,7 +198,7 @@ def test_batches_fall_back_where_the_map_type_has_none() -> None:
 def test_reading_while_it_changes_ends() -> None:
     with Map.create(NUMBERS) as numbers:
         numbers.update_many({i: i for i in range(100)})
-        for key in numbers.keys():  # each deletion of the key at hand starts the kernel's walk anew
+        for key in numbers:  # each deletion of the key at hand starts the kernel's walk anew
             numbers.delete(key)
         assert numbers.count() == 0
 
@@ -252,7 +252,7 @@ def test_info_btf_and_lookup_by_id() -> None:
         flows[bytes(20)] = bytes(16)
         with Map.from_id(info.id, FLOWS) as again:
             assert again[bytes(20)].packets == 0
-        with pytest.raises(UsageError, match="flows.*numbers|numbers"):
+        with pytest.raises(UsageError, match=r"keys of 20 .*'numbers'"):
             Map.from_id(info.id, NUMBERS)
     with pytest.raises(BpfError) as caught:
         Map.from_id(info.id)
@@ -282,7 +282,7 @@ def test_bad_btf_is_refused_with_the_kernels_reason() -> None:
         Btf.load(bytes(broken))
 
 
-# --- programs ------------------------------------------------------------------------------------------------
+# --- programs -----------------------------------------------------------------------------------------------
 
 
 def test_load_run_and_info() -> None:
@@ -379,11 +379,11 @@ def test_an_empty_program_is_explained() -> None:
         def location(self, slot: int) -> None:
             return None
 
-    with pytest.raises(BpfError, match="E2BIG|EINVAL"):
+    with pytest.raises(BpfError, match=r"E2BIG|EINVAL"):
         Program.load(Empty())
 
 
-# --- pins ----------------------------------------------------------------------------------------------------
+# --- pins ---------------------------------------------------------------------------------------------------
 
 
 def test_pins_keep_objects_and_know_their_kind(bpffs: BpfFs) -> None:
@@ -405,5 +405,5 @@ def test_pins_keep_objects_and_know_their_kind(bpffs: BpfFs) -> None:
         assert isinstance(found, Program)
     with pytest.raises(UsageError, match="is a pinned program, not a map"):
         Map.from_pin(bpffs.root / "answer")
-    with pytest.raises(BpfError, match="nothing|ENOENT"):
+    with pytest.raises(BpfError, match=r"ENOENT"):
         Map.from_pin(bpffs.root / "none")
