@@ -45,6 +45,7 @@ from loader.process import (
     setns,
     spawn,
     stop,
+    umount,
     unshare,
 )
 
@@ -271,8 +272,9 @@ class Playground:
     Raises CapabilityError if this process may not make namespaces, PlaygroundError if something is missing.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, bpffs: bool = True) -> None:
         self._stack = ExitStack()
+        self._bpffs = bpffs
         self.number = next(_counter)
         self.name = f"{os.getpid()}-{self.number}"
         try:
@@ -290,7 +292,7 @@ class Playground:
         try:
             self.cgroup.mkdir()
             self.directory.mkdir(mode=0o700)
-            self.mntns = _private_bpffs()
+            self.mntns = _mount_namespace(self._bpffs)
             self._stack.callback(os.close, self.mntns)
             self.client, self.gateway, self.server = (
                 self._namespace(n) for n in ("client", "gateway", "server")
@@ -455,8 +457,8 @@ def _configure(
             netlink.route("add", dst="default", gateway=gateway, family=family)
 
 
-def _private_bpffs() -> int:
-    """Return a descriptor of a new mount namespace that has an empty bpffs of its own at /sys/fs/bpf."""
+def _mount_namespace(bpffs: bool) -> int:
+    """Return a descriptor of a new mount namespace with a bpffs of its own at /sys/fs/bpf, or none."""
     parent = os.getpid()
     from_child, to_parent = os.pipe()
     child = os.fork()
@@ -468,7 +470,10 @@ def _private_bpffs() -> int:
                 signal.signal(number, signal.SIG_DFL)
             unshare(CLONE_NEWNS)
             mount("none", "/", None, _MS_REC | _MS_PRIVATE)
-            mount("bpf", BPFFS, "bpf", 0)
+            while os.path.ismount(BPFFS):
+                umount(BPFFS)
+            if bpffs:
+                mount("bpf", BPFFS, "bpf", 0)
             os.write(to_parent, json.dumps({}).encode())
             signal.pause()
         except OSError as error:
@@ -479,7 +484,7 @@ def _private_bpffs() -> int:
     try:
         answer = json.loads(os.read(from_child, 4096) or b'{"text": "the child died"}')
         if answer:
-            raise OSError(answer.get("errno"), f"a private bpffs cannot be mounted: {answer['text']}")
+            raise OSError(answer.get("errno"), f"a private bpffs cannot be prepared: {answer['text']}")
         return os.open(f"/proc/{child}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
     finally:
         os.close(from_child)

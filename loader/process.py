@@ -27,6 +27,7 @@ T = TypeVar("T")
 CLONE_NEWNS = 0x00020000
 CLONE_NEWNET = 0x40000000
 _PR_SET_PDEATHSIG = 1
+_MNT_DETACH = 2
 
 Stream = IO[Any] | int | None
 
@@ -54,6 +55,11 @@ def mount(source: str, target: str, kind: str | None, flags: int) -> None:
         libc().mount(source.encode(), target.encode(), encoded, ctypes.c_ulong(flags), None),
         f"mount {target}",
     )
+
+
+def umount(target: str) -> None:
+    """umount2(2), detached at once and freed when the last user is gone. Raises OSError."""
+    _check(libc().umount2(target.encode(), _MNT_DETACH), f"umount {target}")
 
 
 def die_with_parent(parent: int) -> None:
