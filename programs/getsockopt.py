@@ -1,17 +1,17 @@
 # SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only
-"""cgroup/getsockopt: the answer to Envoy's SO_ORIGINAL_DST."""
+"""Cgroup/getsockopt: the answer to Envoy's SO_ORIGINAL_DST."""
 
 from __future__ import annotations
 
 from typing import Final
 
+from programs.packet import flow_value
 from programs.settings import Settings
 from programs.shared import V4_MAPPED, Counters, FlowKey, count, find_counters, maps, store_v4_mapped
-from programs.packet import flow_value
 from pybpfasm.asm import Asm, be32
 from pybpfasm.kernel.context import BpfSock, SockOpt
 from pybpfasm.kernel.enums import AttachType, Helper
-from pybpfasm.layout import Array, Be16, Be32, Bytes, Struct, U16, U32
+from pybpfasm.layout import U16, U32, Array, Be16, Be32, Bytes, Struct
 from pybpfasm.net import AF_INET, AF_INET6, IPPROTO_TCP
 from pybpfasm.program import cgroup_sockopt
 
@@ -45,8 +45,8 @@ class SockaddrIn6(Struct, kernel_name="sockaddr_in6"):
 def getsockopt(b: Asm, ctx: SockOpt, settings: Settings) -> None:
     """Answer SO_ORIGINAL_DST for redirected connections; leave every other question as it is.
 
-    An unknown connection keeps the kernel's own answer, with its errno. The address is the socket's local one, which
-    the redirection does not change; the port comes from the flow.
+    An unknown connection keeps the kernel's own answer, with its errno. The address is the socket's local
+    one, which the redirection does not change; the port comes from the flow.
     """
     key = b.stack(FlowKey)
     counters = Counters(b.r9).getsockopt

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
+from programs.settings import Settings
 from programs.shared import (
     FLOW_BOTH_FINS,
     FLOW_ESTABLISHED,
@@ -20,7 +21,6 @@ from programs.shared import (
     now,
     store_v4_mapped,
 )
-from programs.settings import Settings
 from pybpfasm.asm import Asm, Mem, Reg, be16, imm64
 from pybpfasm.kernel.context import SkBuff
 from pybpfasm.kernel.enums import Helper
@@ -66,7 +66,8 @@ _IPV6_FRAGMENT_OFFSET: Final = 0xFFF8
 class Interface:
     """What the programs must know of the interface that they are attached to.
 
-    ``link_header`` is false where packets begin with the IP header (tun, WireGuard); ``loopback`` is true for ``lo``.
+    ``link_header`` is false where packets begin with the IP header (tun, WireGuard); ``loopback`` is true for
+    ``lo``.
     """
 
     link_header: bool = True
@@ -74,7 +75,10 @@ class Interface:
 
 
 def within(b: Asm, pointer: Reg, size: int) -> None:
-    """Jump to ``short`` unless *size* bytes at *pointer* lie before r8, the end of the linear part. Clobbers r2."""
+    """Jump to ``short`` unless *size* bytes at *pointer* lie before r8, the end of the linear part.
+
+    Clobbers r2.
+    """
     b.r2 = pointer
     b.r2 += size
     b.If(b.r2 > b.r8).goto("short")
@@ -83,10 +87,10 @@ def within(b: Asm, pointer: Reg, size: int) -> None:
 def find_tcp(b: Asm, ctx: SkBuff, interface: Interface, on_tcp: Callable[[int], None]) -> None:
     """Find the TCP header, behind VLAN tags, IP options and IPv6 extension headers.
 
-    Then runs *on_tcp* (with the address family) once for each family: r7 points to the IP header, r5 to a whole TCP
-    header, r8 to the end of the linear part, and r9 is the TCP header's offset in the packet. Jumps to ``other`` for
-    what is not TCP or has no TCP header (a later fragment), and to ``malformed`` for a header that is cut off or lies
-    behind more extension headers than are looked through.
+    Then runs *on_tcp* (with the address family) once for each family: r7 points to the IP header, r5 to a
+    whole TCP header, r8 to the end of the linear part, and r9 is the TCP header's offset in the packet. Jumps
+    to ``other`` for what is not TCP or has no TCP header (a later fragment), and to ``malformed`` for a
+    header that is cut off or lies behind more extension headers than are looked through.
     """
     pulled = b.u64[b.stack_bytes(8)]
     pulled.store(0)
@@ -160,7 +164,8 @@ def find_tcp(b: Asm, ctx: SkBuff, interface: Interface, on_tcp: Callable[[int], 
 def skip_extension_header(b: Asm) -> None:
     """Step r5 and r9 over the extension header at r5 whose number is in r4; r4 becomes the next one's.
 
-    Jumps to ``tcp6`` where r4 is TCP, to ``other`` where it is no header that TCP can follow. Clobbers r2 and r3.
+    Jumps to ``tcp6`` where r4 is TCP, to ``other`` where it is no header that TCP can follow. Clobbers r2 and
+    r3.
     """
     b.If(b.r4 == IPPROTO_TCP).goto("tcp6")
     with b.If((b.r4 == IPPROTO_HOPOPTS) | (b.r4 == IPPROTO_ROUTING) | (b.r4 == IPPROTO_DSTOPTS)):
@@ -191,7 +196,10 @@ def skip_extension_header(b: Asm) -> None:
 
 
 def fill_key(b: Asm, key: FlowKey, family: int, *, client_is_source: bool) -> None:
-    """The flow's key, from the IP header at r7 and the TCP header at r5. Clobbers r2."""
+    """The flow's key, from the IP header at r7 and the TCP header at r5.
+
+    Clobbers r2.
+    """
     tcp = Tcp(b.r5)
     if family == AF_INET:
         ip = Ipv4(b.r7)
@@ -220,7 +228,10 @@ def flow_value(settings: Settings, at: Reg) -> FlowValue | TimedFlowValue:
 
 
 def start_timer(b: Asm, flow: TimedFlowValue, seconds: int) -> None:
-    """Let the flow's timer fire in *seconds*. An error is of no consequence: the timer then keeps its time."""
+    """Let the flow's timer fire in *seconds*.
+
+    An error is of no consequence: the timer then keeps its time.
+    """
     b.lea(b.r1, flow.timer)
     b.r2 = imm64(seconds * NSEC_PER_SEC)
     b.r3 = 0
@@ -230,9 +241,10 @@ def start_timer(b: Asm, flow: TimedFlowValue, seconds: int) -> None:
 def follow(b: Asm, settings: Settings, key: FlowKey, flags: Mem, fin: int) -> None:
     """Note in the flow at r7 a packet with the TCP *flags*; *fin* is the state bit of this direction's FIN.
 
-    The entry goes when its timer finds it ended and quiet for a while; where there are no timers, with the packet that
-    ends the connection, so r7 is void afterwards. A reset starts the linger but does not end the flow: whether the
-    receiver accepted it is not known here, and another packet of the server shows that it did not.
+    The entry goes when its timer finds it ended and quiet for a while; where there are no timers, with the
+    packet that ends the connection, so r7 is void afterwards. A reset starts the linger but does not end the
+    flow: whether the receiver accepted it is not known here, and another packet of the server shows that it
+    did not.
     """
     flow = flow_value(settings, b.r7)
     from_server = fin == FLOW_FIN_SERVER
@@ -273,7 +285,10 @@ def follow(b: Asm, settings: Settings, key: FlowKey, flags: Mem, fin: int) -> No
 
 
 def is_over(b: Asm, label: str) -> None:
-    """Jump to *label* where the state in r4 says that the connection has ended. Clobbers r4."""
+    """Jump to *label* where the state in r4 says that the connection has ended.
+
+    Clobbers r4.
+    """
     b.If(b.r4 & FLOW_RESET).goto(label)
     b.r4 &= FLOW_BOTH_FINS
     b.If(b.r4 == FLOW_BOTH_FINS).goto(label)
@@ -281,7 +296,8 @@ def is_over(b: Asm, label: str) -> None:
 
 @subprogram("map", "key", "value")
 def expire(b: Asm, settings: Settings) -> None:
-    """A flow's timer has fired: remove the entry where it has been quiet long enough for its state, else wait on."""
+    """A flow's timer has fired: remove the entry where it has been quiet long enough for its state, else wait
+    on."""
     b.r6 = b.r1
     b.r7 = b.r2
     b.r8 = b.r3
@@ -316,8 +332,8 @@ def expire(b: Asm, settings: Settings) -> None:
 def rewrite_port(b: Asm, ctx: SkBuff, field: int, old: Mem, new: Mem, failed: str) -> None:
     """Replace the TCP port at byte *field* of the TCP header at offset r9, in the packet and in its checksum.
 
-    *old* and *new* are 2 bytes of stack with the ports in network order. The checksum goes first: if that fails, nothing
-    has changed. Every packet pointer is void afterwards.
+    *old* and *new* are 2 bytes of stack with the ports in network order. The checksum goes first: if that
+    fails, nothing has changed. Every packet pointer is void afterwards.
     """
     b.r1 = ctx
     b.r2 = b.r9

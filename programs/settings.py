@@ -25,7 +25,10 @@ class Ports:
 
     @classmethod
     def of(cls, ranges: Iterable[tuple[int, int]]) -> Ports:
-        """Ports in *ranges* (first, last), in any order and overlapping as they like. Raises `SettingsError`."""
+        """Ports in *ranges* (first, last), in any order and overlapping as they like.
+
+        Raises `SettingsError`.
+        """
         merged: list[tuple[int, int]] = []
         for first, last in sorted(ranges):
             for port in (first, last):
@@ -43,7 +46,10 @@ class Ports:
 
     @classmethod
     def parse(cls, text: str) -> Ports:
-        """Ports from ``8000,9000-9010``. Raises `SettingsError` that quotes the part that is wrong."""
+        """Ports from ``8000,9000-9010``.
+
+        Raises `SettingsError` that quotes the part that is wrong.
+        """
         ranges = []
         for part in text.split(","):
             part = part.strip()
@@ -87,13 +93,18 @@ class Mark:
         if self.mask == 0:
             raise SettingsError("a mark mask of 0 matches every packet, so that nothing would be intercepted")
         if self.value & ~self.mask:
-            raise SettingsError(f"mark {self.value:#x} has bits outside its mask {self.mask:#x}, so it never matches")
+            raise SettingsError(
+                f"mark {self.value:#x} has bits outside its mask {self.mask:#x}, so it never matches"
+            )
         if self.value == 0:
             raise SettingsError("a mark of 0 is what every unmarked packet has: choose a non-zero one")
 
     @classmethod
     def parse(cls, text: str) -> Mark:
-        """A mark from ``VALUE`` or ``VALUE/MASK``, decimal or 0x-hexadecimal. Raises `SettingsError`."""
+        """A mark from ``VALUE`` or ``VALUE/MASK``, decimal or 0x-hexadecimal.
+
+        Raises `SettingsError`.
+        """
         value, slash, mask = text.partition("/")
         try:
             return cls(int(value, 0), int(mask, 0) if slash else 0xFFFFFFFF)
@@ -110,9 +121,9 @@ class Mark:
 class Settings:
     """Everything that the programs of one instance take as constant.
 
-    ``flow_capacity`` is how many connections the flow map holds; the three times, in seconds, are how long an entry
-    outlives its last packet: before the handshake is complete, once the connection has ended, and in between.
-    ``timers``, ``coarse_clock`` and ``netns_cookie`` are what the kernel offers, found by probing.
+    ``flow_capacity`` is how many connections the flow map holds; the three times, in seconds, are how long an
+    entry outlives its last packet: before the handshake is complete, once the connection has ended, and in
+    between. ``timers``, ``coarse_clock`` and ``netns_cookie`` are what the kernel offers, found by probing.
     """
 
     ports: Ports
@@ -130,12 +141,20 @@ class Settings:
 
     def __post_init__(self) -> None:
         if not 1 <= self.envoy_port <= MAX_PORT:
-            raise SettingsError(f"Envoy's port {self.envoy_port} does not exist: TCP ports are 1 to {MAX_PORT}")
+            raise SettingsError(
+                f"Envoy's port {self.envoy_port} does not exist: TCP ports are 1 to {MAX_PORT}"
+            )
         if self.envoy_port in self.ports:
             raise SettingsError(
                 f"port {self.envoy_port} is Envoy's own and can't be intercepted: leave it out of the ports, "
                 "or give Envoy's listener another port"
             )
-        for name in ("flow_capacity", "socket_capacity", "handshake_seconds", "linger_seconds", "idle_seconds"):
+        for name in (
+            "flow_capacity",
+            "socket_capacity",
+            "handshake_seconds",
+            "linger_seconds",
+            "idle_seconds",
+        ):
             if getattr(self, name) < 1:
                 raise SettingsError(f"{name}={getattr(self, name)} must be at least 1")

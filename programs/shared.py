@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only
-"""What the programs share: maps with their keys and values, counters, and macros that more than one of them uses."""
+"""What the programs share: maps with their keys and values, counters, and macros that more than one of them
+uses."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ from typing import Final
 from programs.settings import Settings
 from pybpfasm.asm import Asm, Label, Mem, Reg, be32
 from pybpfasm.kernel.enums import BPF_F_NO_PREALLOC, Helper, MapType
-from pybpfasm.layout import U8, U16, U32, U64, Array, ArrayView, Be16, Be32, Bytes, Nested, Struct
+from pybpfasm.layout import U8, U32, U64, Array, ArrayView, Be16, Be32, Bytes, Nested, Struct
 from pybpfasm.maps import MapSpec
 
 CLOCK_MONOTONIC: Final = 1  # linux/time.h
@@ -30,9 +31,10 @@ class BpfTimer(Struct, kernel_name="bpf_timer"):
 
 
 class FlowKey(Struct, kernel_name="flow_key"):
-    """One client's connection to Envoy: 36 bytes. IPv4 addresses are in v4-mapped IPv6 form.
+    """One client's connection to Envoy: 36 bytes.
 
-    Envoy's port is not part of the key, because an instance has only one.
+    IPv4 addresses are in v4-mapped IPv6 form.     Envoy's port is not part of the key, because an instance
+    has only one.
     """
 
     client = Bytes(16)
@@ -51,8 +53,11 @@ FLOW_BOTH_FINS: Final = FLOW_FIN_CLIENT | FLOW_FIN_SERVER
 
 
 class FlowValue(Struct, kernel_name="flow_value"):
-    """Where a connection was going, and how far it has got. ``last_seen`` is in ns of the monotonic clock;
-    ``syn_seq`` is the sequence number of the SYN that opened it."""
+    """Where a connection was going, and how far it has got.
+
+    ``last_seen`` is in ns of the monotonic clock; ``syn_seq`` is the sequence number of the SYN that opened
+    it.
+    """
 
     last_seen = U64()
     state = U32()
@@ -76,7 +81,10 @@ class TimedFlowValue(Struct, kernel_name="flow_value"):
 
 
 class SocketKey(Struct, kernel_name="socket_key"):
-    """A connected socket as its owner sees it: 56 bytes. Ports are in host order, addresses as in `FlowKey`."""
+    """A connected socket as its owner sees it: 56 bytes.
+
+    Ports are in host order, addresses as in `FlowKey`.
+    """
 
     netns_cookie = U64()
     family = U32()
@@ -88,7 +96,8 @@ class SocketKey(Struct, kernel_name="socket_key"):
 
 
 class SocketState(Struct, kernel_name="socket_state"):
-    """What is remembered of an enrolled socket; ``native`` is 1 once a message of it has gone through the stack."""
+    """What is remembered of an enrolled socket; ``native`` is 1 once a message of it has gone through the
+    stack."""
 
     native = U32()
     pad = U32()
@@ -203,7 +212,8 @@ def maps(settings: Settings) -> Maps:
 
 
 def find_counters(b: Asm, settings: Settings, into: Reg, missing: str) -> None:
-    """*into* = this CPU's `Counters`; jumps to *missing* in the case, which does not occur, of there being none."""
+    """*into* = this CPU's `Counters`; jumps to *missing* in the case, which does not occur, of there being
+    none."""
     zero = b.stack_bytes(8)
     b.u32[zero] = 0
     b.r1 = maps(settings).counters
@@ -216,7 +226,8 @@ def find_counters(b: Asm, settings: Settings, into: Reg, missing: str) -> None:
 def count(b: Asm, counter: Mem, amount: Reg | int = 1) -> None:
     """Add *amount* to *counter*; a constant goes through r1.
 
-    Atomic although the value is this CPU's: a task in a cgroup hook can be preempted by a softirq that counts too.
+    Atomic although the value is this CPU's: a task in a cgroup hook can be preempted by a softirq that counts
+    too.
     """
     if isinstance(amount, int):
         b.r1 = amount

@@ -16,8 +16,8 @@ from pybpfasm.program import sk_msg as sk_msg_program
 def sk_msg(b: Asm, ctx: SkMsgMd, settings: Settings) -> None:
     """Redirect the message to the peer where that is enrolled, and pass it in any case.
 
-    A receiver reads redirected bytes before those that came through the stack. So a socket that has once sent through
-    the stack never redirects again, or its later bytes could overtake the earlier ones.
+    A receiver reads redirected bytes before those that came through the stack. So a socket that has once sent
+    through the stack never redirects again, or its later bytes could overtake the earlier ones.
     """
     key = b.stack(SocketKey)
     counters = Counters(b.r9).sk_msg

@@ -16,8 +16,8 @@ def fill_socket_key(
 ) -> None:
     """*key* = the context's socket as its owner sees it or, with *reverse*, as its peer does.
 
-    An AF_INET6 socket with a v4-mapped peer gets the key of an IPv4 one, because its peer may be that. Jumps to *other*
-    for another address family. Clobbers r0 to r5.
+    An AF_INET6 socket with a v4-mapped peer gets the key of an IPv4 one, because its peer may be that. Jumps
+    to *other* for another address family. Clobbers r0 to r5.
     """
     local, remote = (key.remote, key.local) if reverse else (key.local, key.remote)
     ipv4, filled = Label("ipv4"), Label("filled")

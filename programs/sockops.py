@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only
-"""sockops: enrol both ends of a connection from Envoy to the application, before any payload.
+"""Sockops: enrol both ends of a connection from Envoy to the application, before any payload.
 
-Envoy's end comes first: it is established when the SYN-ACK arrives, the application's when the ACK of that does. It leaves
-a note for the application's end, which enrols only where it finds one. So the pair is complete or, where the
-application's end is out of reach, Envoy's end alone is enrolled, finds no peer with its first message, and stays native.
+Envoy's end comes first: it is established when the SYN-ACK arrives, the application's when the ACK of that
+does. It leaves a note for the application's end, which enrols only where it finds one. So the pair is
+complete or, where the application's end is out of reach, Envoy's end alone is enrolled, finds no peer with
+its first message, and stays native.
 """
 
 from __future__ import annotations
@@ -111,8 +112,8 @@ def sockops(b: Asm, ctx: SockOps, settings: Settings) -> None:
 def both_here(b: Asm, key: SocketKey, elsewhere: str) -> None:
     """Go on where both ends of the connection are certainly on this host, else jump to *elsewhere*.
 
-    That is so where both addresses are the same (the kernel's choice of source for a connection to an own address), or
-    both in 127.0.0.0/8. Clobbers r2 and r3.
+    That is so where both addresses are the same (the kernel's choice of source for a connection to an own
+    address), or both in 127.0.0.0/8. Clobbers r2 and r3.
     """
     here, differ = Label("here"), Label("differ")
     for half in (0, 1):
@@ -133,8 +134,9 @@ def both_here(b: Asm, key: SocketKey, elsewhere: str) -> None:
 def enrol(b: Asm, ctx: SockOps, settings: Settings, key: SocketKey) -> None:
     """Put the context's socket into the sockhash, with its state beside it.
 
-    Never over another socket (BPF_NOEXIST): that one may hold bytes that nobody has read. The state comes first, because
-    `sk_msg` takes a socket without state for a native one. Jumps to ``slot_taken`` or ``failed``.
+    Never over another socket (BPF_NOEXIST): that one may hold bytes that nobody has read. The state comes
+    first, because `sk_msg` takes a socket without state for a native one. Jumps to ``slot_taken`` or
+    ``failed``.
     """
     enrolled = Label("enrolled")
     b.r2 = ctx.sk

@@ -17,8 +17,8 @@ from pybpfasm.program import sched_cls
 def tc_egress(b: Asm, ctx: SkBuff, settings: Settings, interface: Interface) -> None:
     """Give packets of known flows from Envoy's port the port that their client knows.
 
-    The mark is not looked at: it is on Envoy's connections to the application, which do not come from its listening
-    port, and a flow is known only where the client's SYN was redirected.
+    The mark is not looked at: it is on Envoy's connections to the application, which do not come from its
+    listening port, and a flow is known only where the client's SYN was redirected.
     """
     key = b.stack(FlowKey)
     flags = b.u64[b.stack_bytes(8)]

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only
 """TC ingress: connections for an intercepted port go to Envoy's port.
 
-Registers throughout: r6 the context, r7 a header or the flow, r8 the end of the linear part and later the counters, r9
-the offset of the TCP header.
+Registers throughout: r6 the context, r7 a header or the flow, r8 the end of the linear part and later the
+counters, r9 the offset of the TCP header.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from pybpfasm.kernel.enums import (
     TcpState,
     TcxAction,
 )
-from pybpfasm.net import AF_INET, AF_INET6, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN, Tcp
+from pybpfasm.net import AF_INET6, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN, Tcp
 from pybpfasm.program import sched_cls
 
 # A SYN that opens a connection has SYN alone of these.
@@ -219,9 +219,10 @@ def new_flow(b: Asm, ctx: SkBuff, settings: Settings, interface: Interface, key:
 def to_envoy_itself(b: Asm, ctx: SkBuff, settings: Settings, interface: Interface, key: FlowKey) -> None:
     """A packet addressed to Envoy's own port; the flow of its tuple, or 0, in r0, its handshake flags in r3.
 
-    Only a SYN matters, an existing connection is left alone. One that was translated at another hook on the packet's way
-    (a VLAN's parent, a bridge port) is known by its sequence number. Others have no original destination: from outside
-    they are refused, on ``lo`` they pass after a flow that once had the same tuple is forgotten.
+    Only a SYN matters, an existing connection is left alone. One that was translated at another hook on the
+    packet's way (a VLAN's parent, a bridge port) is known by its sequence number. Others have no original
+    destination: from outside they are refused, on ``lo`` they pass after a flow that once had the same tuple
+    is forgotten.
     """
     b.If(b.r3 != TCP_SYN).goto("other")
     with b.If(b.r0 != 0):
@@ -241,7 +242,10 @@ def to_envoy_itself(b: Asm, ctx: SkBuff, settings: Settings, interface: Interfac
 
 
 def is_forwarded(b: Asm, ctx: SkBuff, key: FlowKey, label: str) -> None:
-    """Jump to *label* where routing sends the packet on to another host. A packet for this host goes on here."""
+    """Jump to *label* where routing sends the packet on to another host.
+
+    A packet for this host goes on here.
+    """
     route = b.stack(FibLookup)
     b.zero(route)
     v6 = Label("route6")

@@ -13,8 +13,9 @@ Statements read as the kernel prints instructions::
     with b.If(b.r0 == 0):           if r0 != 0 goto …
         b.ret(0)
 
-One statement is one instruction. What writes more is a macro, and these are all there are here: `Asm.lea`, `Asm.zero`,
-`Asm.ret`, `Asm.If` with a condition of several comparisons, and the jump back at the end of a loop.
+One statement is one instruction. What writes more is a macro, and these are all there are here: `Asm.lea`,
+`Asm.zero`, `Asm.ret`, `Asm.If` with a condition of several comparisons, and the jump back at the end of a
+loop.
 """
 
 from __future__ import annotations
@@ -91,7 +92,10 @@ class Unary:
 
 
 class Label:
-    """A place in the program that jumps can name. ``hint`` is what listings call it."""
+    """A place in the program that jumps can name.
+
+    ``hint`` is what listings call it.
+    """
 
     __slots__ = ("hint", "origin")
 
@@ -179,7 +183,10 @@ _INVERSE: Final = {
 
 
 class Address:
-    """A register and a byte offset: where something is. ``b.r10 - 8`` makes one."""
+    """A register and a byte offset: where something is.
+
+    ``b.r10 - 8`` makes one.
+    """
 
     __slots__ = ("asm", "base", "offset")
 
@@ -190,7 +197,9 @@ class Address:
 
     def __add__(self, other: int) -> Address:
         if not isinstance(other, int):
-            raise self.asm._error("an address is one register and a constant; add registers with b.rN += b.rM first")
+            raise self.asm._error(
+                "an address is one register and a constant; add registers with b.rN += b.rM first"
+            )
         return Address(self.asm, self.base, self.offset + other)
 
     def __sub__(self, other: int) -> Address:
@@ -206,7 +215,8 @@ class Address:
 
 
 class Mem:
-    """Memory of 1, 2, 4 or 8 bytes at an address; assigned to a register it is a load, assigned to it is a store."""
+    """Memory of 1, 2, 4 or 8 bytes at an address; assigned to a register it is a load, assigned to it is a
+    store."""
 
     __slots__ = ("asm", "base", "is_big", "is_signed", "name", "offset", "size")
 
@@ -231,23 +241,28 @@ class Mem:
     def narrow(self, type: Scalar, offset: int = 0) -> Mem:
         """A smaller part of this field: *type* at byte *offset* within it."""
         if offset < 0 or offset + type.size > self.size:
-            raise self.asm._error(
-                f"bytes {offset} to {offset + type.size} are outside {self.name or 'this memory'} of {self.size} bytes"
-            )
+            raise self.asm._error(f"bytes {offset} to {offset + type.size} are outside {self._what()}")
         mem = Mem(self.asm, self.base, self.offset + offset, type.size, type.order == "big", self.name)
         return mem
 
-    def store(self, value: StoreValue) -> None:
-        """Store a register (``stx``) or a constant (``st``); a field in network order takes constants in host form."""
+    def store(self, value: StoreValue | object) -> None:
+        """Store a register (``stx``) or a constant (``st``); a field in network order takes constants in host
+        form."""
         asm = self.asm
         if isinstance(value, Reg):
             if value.is_w:
-                raise asm._error(f"write b.r{value.index}: a store takes as many bytes of the register as the field has")
+                raise asm._error(
+                    f"write b.r{value.index}: a store takes as many bytes of the register as the field has"
+                )
             asm._emit(isa.STX | isa.MEM | isa.SIZE_CODE[self.size], self.base, value.index, self.offset)
         elif isinstance(value, (int, Imm)):
-            asm._emit(isa.ST | isa.MEM | isa.SIZE_CODE[self.size], self.base, 0, self.offset, self._constant(value))
+            asm._emit(
+                isa.ST | isa.MEM | isa.SIZE_CODE[self.size], self.base, 0, self.offset, self._constant(value)
+            )
         elif isinstance(value, Mem):
-            raise asm._error("memory to memory takes two instructions: load it to a register, then store that")
+            raise asm._error(
+                "memory to memory takes two instructions: load it to a register, then store that"
+            )
         elif isinstance(value, (MapSpec, MapValue, Struct, Address)):
             raise asm._error("a store takes a register or a constant: put the address in a register first")
         else:
@@ -285,7 +300,9 @@ class Mem:
             raise self.asm._error(f"atomic operations work on 4 or 8 bytes, not on {self.size}")
         if not isinstance(source, Reg):
             raise self.asm._error("an atomic operation takes its operand from a register")
-        self.asm._emit(isa.STX | isa.ATOMIC | isa.SIZE_CODE[self.size], self.base, source.index, self.offset, op)
+        self.asm._emit(
+            isa.STX | isa.ATOMIC | isa.SIZE_CODE[self.size], self.base, source.index, self.offset, op
+        )
 
     def lock_add(self, source: Reg) -> None:
         """``lock *(uN *)(mem) += source`` (RFC 9669, section 5.3)."""
@@ -324,19 +341,27 @@ class Mem:
         self._atomic(Atomic.XCHG, source)
 
     def cmpxchg(self, source: Reg) -> None:
-        """``r0 = cmpxchg(mem, r0, source)``: stores *source* where memory equals r0; r0 gets the old value."""
+        """``r0 = cmpxchg(mem, r0, source)``: store *source* if memory equals r0; r0 gets the old value."""
         self._atomic(Atomic.CMPXCHG, source)
 
     def store_release(self, source: Reg) -> None:
         """``store_release(mem, source)`` (Linux 6.15)."""
         self.asm._emit(
-            isa.STX | isa.ATOMIC | isa.SIZE_CODE[self.size], self.base, source.index, self.offset, Atomic.STORE_REL
+            isa.STX | isa.ATOMIC | isa.SIZE_CODE[self.size],
+            self.base,
+            source.index,
+            self.offset,
+            Atomic.STORE_REL,
         )
 
     def load_acquire(self, target: Reg) -> None:
         """``target = load_acquire(mem)`` (Linux 6.15)."""
         self.asm._emit(
-            isa.STX | isa.ATOMIC | isa.SIZE_CODE[self.size], target.index, self.base, self.offset, Atomic.LOAD_ACQ
+            isa.STX | isa.ATOMIC | isa.SIZE_CODE[self.size],
+            target.index,
+            self.base,
+            self.offset,
+            Atomic.LOAD_ACQ,
         )
 
     def _misuse(self, *_: object) -> Any:
@@ -389,7 +414,9 @@ class Reg:
         elif isinstance(value, (int, Imm)):
             imm = asm._immediate(value, self.is_w)
             if op in (Alu.LSH, Alu.RSH, Alu.ARSH) and not 0 <= imm < (32 if self.is_w else 64):
-                raise asm._error(f"{self.name} can be shifted by 0 to {31 if self.is_w else 63} bits, not by {imm}")
+                raise asm._error(
+                    f"{self.name} can be shifted by 0 to {31 if self.is_w else 63} bits, not by {imm}"
+                )
             if op in (Alu.DIV, Alu.MOD) and imm == 0:
                 raise asm._error(f"{self.name} is divided by 0")
             asm._emit(cls | op | isa.K, self.index, 0, offset, imm)
@@ -428,7 +455,9 @@ class Reg:
         return self._alu(Alu.RSH, value)
 
     def __ifloordiv__(self, value: Operand) -> Reg:
-        raise self.asm._error("unsigned division is b.rN /= x, as the kernel prints it; signed is b.rN.sdiv(x)")
+        raise self.asm._error(
+            "unsigned division is b.rN /= x, as the kernel prints it; signed is b.rN.sdiv(x)"
+        )
 
     def arsh(self, value: Operand) -> None:
         """``rN s>>= value``: arithmetic shift right."""
@@ -446,23 +475,27 @@ class Reg:
         return Unary("neg", 0, self)
 
     # Addresses.
-    def __add__(self, offset: int) -> Address:
+    def __add__(self, offset: Operand) -> Address:
         if self.is_w:
             raise self.asm._error(f"{self.name} is 32 bits wide and can't hold an address")
         if not isinstance(offset, int):
             raise self.asm._error("b.rN + b.rM would take two instructions: b.rN += b.rM")
         return Address(self.asm, self.index, offset)
 
-    def __sub__(self, offset: int) -> Address:
+    def __sub__(self, offset: Operand) -> Address:
         if not isinstance(offset, int):
             raise self.asm._error("b.rN - b.rM would take two instructions: b.rN -= b.rM")
         return self + -offset
 
     def _two_instructions(self, other: object) -> Any:
-        raise self.asm._error("one statement is one instruction: change a register in place, as in b.rN <<= x")
+        raise self.asm._error(
+            "one statement is one instruction: change a register in place, as in b.rN <<= x"
+        )
 
-    __mul__ = __truediv__ = __floordiv__ = __mod__ = __or__ = __xor__ = __lshift__ = __rshift__ = _two_instructions
-    __radd__ = __rsub__ = __rmul__ = __rand__ = __ror__ = __rxor__ = _two_instructions
+    if not TYPE_CHECKING:  # mypy wants these to agree with the in-place ones, which they never do
+        __mul__ = __truediv__ = __floordiv__ = __mod__ = _two_instructions
+        __or__ = __xor__ = __lshift__ = __rshift__ = _two_instructions
+        __radd__ = __rsub__ = __rmul__ = __rand__ = __ror__ = __rxor__ = _two_instructions
 
     # Comparisons.
     def _compare(self, jump: Jump, value: Operand) -> Condition:
@@ -515,12 +548,18 @@ class Reg:
     __hash__ = None  # type: ignore[assignment]
 
     def __bool__(self) -> bool:
-        raise self.asm._error("a register has no truth value while the program is written: with b.If(b.rN != 0):")
+        raise self.asm._error(
+            "a register has no truth value while the program is written: with b.If(b.rN != 0):"
+        )
 
 
 Operand: TypeAlias = "Reg | int | Imm"
 StoreValue: TypeAlias = "Reg | int | Imm"
-RegValue: TypeAlias = "Reg | int | Imm | Mem | Unary | MapSpec | MapValue | Struct | Subprogram"
+# Address and Condition are no values (an error when the program is written); they stand here because mypy
+# takes `b.r2 += x` for an assignment of what Reg.__add__ returns.
+RegValue: TypeAlias = (
+    "Reg | int | Imm | Mem | Unary | MapSpec | MapValue | Struct | Subprogram | Address | Condition"
+)
 
 
 def _a(value: object) -> str:
@@ -677,7 +716,11 @@ class _RegSlot:
                 asm._wide(dst, is_w, value.resolve(asm.byteorder))
             else:
                 asm._emit(
-                    (isa.ALU if is_w else isa.ALU64) | Alu.MOV | isa.K, dst, 0, 0, asm._immediate(value, is_w, "imm64()")
+                    (isa.ALU if is_w else isa.ALU64) | Alu.MOV | isa.K,
+                    dst,
+                    0,
+                    0,
+                    asm._immediate(value, is_w, "imm64()"),
                 )
         else:
             asm._writable(dst)
@@ -707,7 +750,7 @@ class _If:
 
     __slots__ = ("_asm", "_condition", "_else", "_end", "origin")
 
-    def __init__(self, asm: Asm, condition: Condition, end: Label | None = None) -> None:
+    def __init__(self, asm: Asm, condition: object, end: Label | None = None) -> None:
         if not isinstance(condition, Condition):
             hint = "; what is known in Python needs a plain `if`" if isinstance(condition, bool) else ""
             raise asm._error(f"If takes a comparison of registers, not {_a(condition)}{hint}")
@@ -801,7 +844,7 @@ class _Else:
             self._asm._place(self._end)
 
 
-class Loop:
+class LoopBlock:
     """What `Asm.Loop` and `Asm.While` bind: ``loop.start`` and ``loop.end`` are labels for ``goto``."""
 
     __slots__ = ("_asm", "_condition", "end", "origin", "start")
@@ -823,7 +866,7 @@ class Loop:
         """Jump behind the end, as Python's ``break``."""
         self._asm._jump(self.end)
 
-    def __enter__(self) -> Loop:
+    def __enter__(self) -> LoopBlock:
         self._asm._place(self.start)
         if self._condition is not None:
             self._asm._branch_false(self._condition, self.end, self.origin)
@@ -848,8 +891,8 @@ T = TypeVar("T", bound=Struct)
 class Asm:
     """Writes the instructions of one function.
 
-    ``b.r0`` to ``b.r10`` and ``b.w0`` to ``b.w10`` are the registers; ``b.u8`` … ``b.u64``, ``b.s8`` … ``b.s64`` memory
-    at an address. Every mistake is an `AsmError` at the Python line that made it.
+    ``b.r0`` to ``b.r10`` and ``b.w0`` to ``b.w10`` are the registers; ``b.u8`` … ``b.u64``, ``b.s8`` …
+    ``b.s64`` memory at an address. Every mistake is an `AsmError` at the Python line that made it.
     """
 
     r0 = _RegSlot(0, False)
@@ -899,7 +942,9 @@ class Asm:
         if name[0] != "_" and name not in _REGISTER_NAMES:
             if name in ("r11", "r12", "r13", "r14", "r15", "w11"):
                 raise self._error(f"there is no register {name}: they are r0 to r10")
-            raise self._error(f"Asm has no attribute {name!r} to assign to{suggestion(name, _REGISTER_NAMES)}")
+            raise self._error(
+                f"Asm has no attribute {name!r} to assign to{suggestion(name, _REGISTER_NAMES)}"
+            )
         object.__setattr__(self, name, value)
 
     def __getattr__(self, name: str) -> Any:
@@ -930,15 +975,22 @@ class Asm:
         return _Memory(self, _U64)
 
     def stack(self, struct: type[T]) -> T:
-        """A view of fresh stack space for *struct*, 8-byte aligned. Raises `AsmError` above 512 bytes in all."""
+        """A view of fresh stack space for *struct*, 8-byte aligned.
+
+        Raises `AsmError` above 512 bytes in all.
+        """
         return struct(self.stack_bytes(struct.sizeof))
 
     def stack_bytes(self, size: int) -> Address:
-        """The address of *size* fresh bytes of stack, 8-byte aligned. Their contents are not set."""
+        """The address of *size* fresh bytes of stack, 8-byte aligned.
+
+        Their contents are not set.
+        """
         taken = self._stack + -(-size // 8) * 8
         if taken > STACK_LIMIT:
             raise self._error(
-                f"{size} more bytes of stack make {taken}; a function has {STACK_LIMIT}: use a map for what is large"
+                f"{size} more bytes of stack make {taken}; a function has {STACK_LIMIT}: "
+                "use a map for what is large"
             )
         self._stack = taken
         return self.r10 - taken
@@ -953,7 +1005,9 @@ class Asm:
         if target.index != address.base:
             self._emit(isa.ALU64 | Alu.MOV | isa.X, target.index, address.base)
         if address.offset:
-            self._emit(isa.ALU64 | Alu.ADD | isa.K, target.index, 0, 0, self._immediate(address.offset, False))
+            self._emit(
+                isa.ALU64 | Alu.ADD | isa.K, target.index, 0, 0, self._immediate(address.offset, False)
+            )
 
     def zero(self, what: Struct, start: int = 0) -> None:
         """Store zeros over *what* from byte *start*: as few aligned stores as the size allows."""
@@ -978,15 +1032,18 @@ class Asm:
         self._emit(isa.OP_EXIT)
         self._terminated = True
 
-    def call(self, what: Helper | Subprogram) -> None:
-        """Call a helper or a subprogram. Arguments are in r1 to r5, the result comes in r0; r1 to r5 are lost."""
+    def call(self, what: Helper | int | Subprogram) -> None:
+        """Call a helper or a subprogram.
+
+        Arguments are in r1 to r5, the result comes in r0; r1 to r5 are lost.
+        """
         from pybpfasm.program import Subprogram
 
         if isinstance(what, Subprogram):
             if what not in self._calls:
                 self._calls.append(what)
             self._emit(isa.OP_CALL, 0, CallKind.LOCAL, 0, -1, reference=what)
-        elif isinstance(what, int) and not isinstance(what, bool):
+        elif isinstance(what, int):
             if what < 0:
                 raise self._error(f"helper {what} does not exist")
             self._emit(isa.OP_CALL, 0, CallKind.HELPER, 0, int(what))
@@ -998,7 +1055,10 @@ class Asm:
         self._jump(self._label(label))
 
     def label(self, label: str | Label) -> None:
-        """Mark this place as *label*. A name may stand for one place in a function."""
+        """Mark this place as *label*.
+
+        A name may stand for one place in a function.
+        """
         found = self._label(label)
         if found in self._places:
             raise self._error(f"label {found.hint!r} marks another place already")
@@ -1010,7 +1070,8 @@ class Asm:
 
     # Blocks.
     def If(self, condition: Condition) -> _If:
-        """``with b.If(cond):`` a block that runs where *condition* holds; ``b.If(cond).goto(label)`` a jump."""
+        """``with b.If(cond):`` a block that runs where *condition* holds; ``b.If(cond).goto(label)`` a
+        jump."""
         return _If(self, condition)
 
     def Elif(self, condition: Condition) -> _Else:
@@ -1023,15 +1084,19 @@ class Asm:
         """A block, directly after that of an If or Elif, for the remaining cases."""
         return _Else(self, None)
 
-    def Loop(self) -> Loop:
-        """``with b.Loop() as loop:`` repeats until a jump leaves it: ``loop.leave()``, ``b.If(cond).goto(loop.end)``."""
-        return Loop(self, None)
+    def Loop(self) -> LoopBlock:
+        """``with b.Loop() as loop:`` repeats until a jump leaves it: ``loop.leave()``,
+        ``b.If(cond).goto(loop.end)``."""
+        return LoopBlock(self, None)
 
-    def While(self, condition: Condition) -> Loop:
-        """``with b.While(cond):`` tests at the top and repeats the block. The verifier must see that it ends."""
+    def While(self, condition: Condition) -> LoopBlock:
+        """``with b.While(cond):`` tests at the top and repeats the block.
+
+        The verifier must see that it ends.
+        """
         if not isinstance(condition, Condition):
             raise self._error(f"While takes a comparison of registers, not {_a(condition)}")
-        return Loop(self, condition)
+        return LoopBlock(self, condition)
 
     # Below: how it is done.
     def here(self) -> SourceLocation:
@@ -1058,10 +1123,13 @@ class Asm:
         if origin is None:
             origin = capture(self._entry, 2)
         if not -32768 <= offset <= 32767:
-            raise AsmError(f"offset {offset} does not fit the 16 bits that an instruction has for it", resolve(origin))
+            raise AsmError(
+                f"offset {offset} does not fit the 16 bits that an instruction has for it", resolve(origin)
+            )
         if self._terminated:
             raise AsmError(
-                "this can't be reached: the statement before always leaves (put a label here if something jumps to it)",
+                "this can't be reached: the statement before always leaves "
+                "(put a label here if something jumps to it)",
                 resolve(origin),
             )
         self._body.append(Instruction(opcode, dst, src, offset, imm, imm_high, reference, origin))
@@ -1088,8 +1156,8 @@ class Asm:
             return number - (1 << 32) if number > _S32_MAX else number
         if not _S32_MIN <= number <= _S32_MAX:
             raise self._error(
-                f"{number:#x} does not fit the signed 32-bit immediate, which is sign-extended to 64 bits: use {hint}"
-                + (", or the w register" if 0 <= number <= _U32_MAX else "")
+                f"{number:#x} does not fit the signed 32-bit immediate, which is sign-extended to 64 bits: "
+                f"use {hint}" + (", or the w register" if 0 <= number <= _U32_MAX else "")
             )
         return number
 
@@ -1123,10 +1191,14 @@ class Asm:
                     self._calls.append(value)
                 self._emit(isa.LD_IMM64, dst, Imm64.FUNC, imm=-1, reference=value)
         elif isinstance(value, Address):
-            raise self._error("an address and its offset take two instructions: b.lea(b.rN, …), or move and add")
+            raise self._error(
+                "an address and its offset take two instructions: b.lea(b.rN, …), or move and add"
+            )
         elif isinstance(value, Condition):
             self._loose.pop(id(value), None)
-            raise self._error("a comparison has no value to assign: use b.If(…); to mask bits write b.rN &= x")
+            raise self._error(
+                "a comparison has no value to assign: use b.If(…); to mask bits write b.rN &= x"
+            )
         else:
             raise self._error(f"a register can't be set to {_a(value)}")
 
@@ -1231,8 +1303,8 @@ class Asm:
     def finish(self) -> list[Instruction]:
         """The instructions, jumps resolved; references to maps and subprograms stay.
 
-        Raises `AsmError` for a label that nothing marks, a jump of more than 32767 slots, a comparison that nothing
-        uses, an empty function, and a way past its end.
+        Raises `AsmError` for a label that nothing marks, a jump of more than 32767 slots, a comparison that
+        nothing uses, an empty function, and a way past its end.
         """
         for loose in self._loose.values():
             what = "If(…) is neither a `with` block nor followed by .goto()"
@@ -1241,7 +1313,9 @@ class Asm:
             raise AsmError(what, resolve(loose.origin))
         if not self._body:
             raise AsmError(f"{self.name} has no instructions")
-        at_end = any(place == len(self._body) and label in self._used for label, place in self._places.items())
+        at_end = any(
+            place == len(self._body) and label in self._used for label, place in self._places.items()
+        )
         if at_end or not self._terminated:
             origin = self._body[-1].origin
             raise AsmError(
@@ -1271,7 +1345,8 @@ class Asm:
                 continue
             if not -32768 <= distance <= 32767:
                 raise AsmError(
-                    f"the jump to {label.hint!r} spans {distance} slots, more than 16 bits hold", resolve(insn.origin)
+                    f"the jump to {label.hint!r} spans {distance} slots, more than 16 bits hold",
+                    resolve(insn.origin),
                 )
             insn.offset = distance
         return self._body

@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 class SourceLocation:
     """A line of the Python program that wrote an instruction.
 
-    ``filename`` is the module's path below its import root (``programs/tc_ingress.py``), so that it is the same on
-    every machine; ``path`` is where the file is here, for reading the text. ``caller`` is the line that called the
-    macro in which this line stands.
+    ``filename`` is the module's path below its import root (``programs/tc_ingress.py``), so that it is the
+    same on every machine; ``path`` is where the file is here, for reading the text. ``caller`` is the line
+    that called the macro in which this line stands.
     """
 
     filename: str

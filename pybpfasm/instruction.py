@@ -13,8 +13,8 @@ from pybpfasm.errors import DecodeError
 from pybpfasm.isa import FORMS, LD_IMM64, Form
 
 if TYPE_CHECKING:
-    from pybpfasm.source import Origin
     from pybpfasm.layout import ByteOrder
+    from pybpfasm.source import Origin
 
 _LITTLE = struct.Struct("<BBhi")
 _BIG = struct.Struct(">BBhi")
@@ -26,9 +26,9 @@ SLOT_SIZE = 8
 class Instruction:
     """An instruction's fields (RFC 9669, section 3.1).
 
-    ``imm`` is the signed 32-bit immediate; of the wide ``lddw`` it holds the low and ``imm_high`` the high 32 bits,
-    both signed. ``reference`` names what an immediate or offset stands for until it is known (a label, a map, a
-    subprogram); ``origin`` is the Python code that wrote the instruction (see `pybpfasm.source`).
+    ``imm`` is the signed 32-bit immediate; of the wide ``lddw`` it holds the low and ``imm_high`` the high 32
+    bits, both signed. ``reference`` names what an immediate or offset stands for until it is known (a label,
+    a map, a subprogram); ``origin`` is the Python code that wrote the instruction (see `pybpfasm.source`).
     """
 
     opcode: int
@@ -58,7 +58,12 @@ class Instruction:
     def form(self) -> Form | None:
         """The legal form that the fields have, or ``None`` when the instruction is invalid."""
         for form in FORMS.get(self.opcode, ()):
-            if self.dst in form.dst and self.src in form.src and self.offset in form.offset and self.imm in form.imm:
+            if (
+                self.dst in form.dst
+                and self.src in form.src
+                and self.offset in form.offset
+                and self.imm in form.imm
+            ):
                 return form
         return None
 
@@ -94,14 +99,21 @@ class Instruction:
         return best[1]
 
     def _problem_of_wide(self) -> str | None:
-        if self.opcode != LD_IMM64 or self.src in (isa.Imm64.VALUE, isa.Imm64.MAP_VALUE, isa.Imm64.MAP_IDX_VALUE):
+        if self.opcode != LD_IMM64 or self.src in (
+            isa.Imm64.VALUE,
+            isa.Imm64.MAP_VALUE,
+            isa.Imm64.MAP_IDX_VALUE,
+        ):
             return None
         if self.src == isa.Imm64.BTF_ID:  # the high half is the descriptor of the module's BTF
             return None
         return "the upper immediate of this 64-bit load must be 0" if self.imm_high else None
 
     def encode(self, byteorder: ByteOrder = "little") -> bytes:
-        """The instruction's 8 bytes, 16 for ``lddw``. Raises `struct.error` where a field is out of range."""
+        """The instruction's 8 bytes, 16 for ``lddw``.
+
+        Raises `struct.error` where a field is out of range.
+        """
         little = byteorder == "little"
         packer = _LITTLE if little else _BIG
         registers = self.dst | self.src << 4 if little else self.dst << 4 | self.src
@@ -114,8 +126,8 @@ class Instruction:
 def decode(data: bytes, byteorder: ByteOrder = "little") -> Iterator[Instruction]:
     """The instructions of *data*, each checked against the table of legal fields.
 
-    Raises `DecodeError` with the byte offset for a length that is no multiple of 8, a ``lddw`` cut in half and every
-    invalid instruction.
+    Raises `DecodeError` with the byte offset for a length that is no multiple of 8, a ``lddw`` cut in half
+    and every invalid instruction.
     """
     if len(data) % SLOT_SIZE:
         raise DecodeError(f"{len(data)} bytes are no whole number of 8-byte instructions")
@@ -132,7 +144,8 @@ def decode(data: bytes, byteorder: ByteOrder = "little") -> Iterator[Instruction
             second, second_registers, second_offset, insn.imm_high = unpack(data, position + SLOT_SIZE)
             if second or second_registers or second_offset:
                 raise DecodeError(
-                    f"byte {position + SLOT_SIZE}: the second half of a 64-bit immediate load has fields that must be 0"
+                    f"byte {position + SLOT_SIZE}: fields that must be 0 are set in the second half "
+                    "of a 64-bit immediate load"
                 )
         problem = insn.problem()
         if problem:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only
 """The instruction set: opcode bytes, and the table of the fields that each opcode may carry.
 
-An instruction is 8 bytes: opcode, registers (``dst`` and ``src``, 4 bits each), a signed 16-bit ``offset`` and a signed
-32-bit ``imm`` (RFC 9669, section 3). `FORMS` states for every opcode which values of the other four fields make an
-instruction; whatever no form allows is invalid, when encoding and when decoding.
+An instruction is 8 bytes: opcode, registers (``dst`` and ``src``, 4 bits each), a signed 16-bit ``offset``
+and a signed 32-bit ``imm`` (RFC 9669, section 3). `FORMS` states for every opcode which values of the other
+four fields make an instruction; whatever no form allows is invalid, when encoding and when decoding.
 """
 
 from __future__ import annotations
@@ -85,7 +85,8 @@ class Jump(IntEnum):
 
 
 class Atomic(IntEnum):
-    """The ``imm`` of atomic instructions, RFC 9669 section 5.3; the last two are the kernel's (Linux 6.15)."""
+    """The ``imm`` of atomic instructions, RFC 9669 section 5.3; the last two are the kernel's (Linux
+    6.15)."""
 
     ADD = 0x00
     OR = 0x40
@@ -237,17 +238,17 @@ def _build() -> dict[int, tuple[Form, ...]]:
             add(Form(LD | ABS | size, "ldabs", imm=ANY))
             add(Form(LD | IND | size, "ldind", src=READ, imm=ANY))
     for size in (W, DW):
-        op = STX | ATOMIC | size
-        add(Form(op, "atomic", READ, READ, ANY, _only(Atomic.ADD)))
+        atomic = STX | ATOMIC | size
+        add(Form(atomic, "atomic", READ, READ, ANY, _only(Atomic.ADD)))
         plain_atomics = _only(Atomic.OR, Atomic.AND, Atomic.XOR)
-        add(Form(op, "atomic", READ, READ, ANY, plain_atomics, 3, (5, 12)))
+        add(Form(atomic, "atomic", READ, READ, ANY, plain_atomics, 3, (5, 12)))
         fetching = _only(Atomic.FETCH_ADD, Atomic.FETCH_OR, Atomic.FETCH_AND, Atomic.FETCH_XOR, Atomic.XCHG)
-        add(Form(op, "atomic", READ, WRITE, ANY, fetching, 3, (5, 12)))
-        add(Form(op, "atomic", READ, READ, ANY, _only(Atomic.CMPXCHG), 3, (5, 12)))
+        add(Form(atomic, "atomic", READ, WRITE, ANY, fetching, 3, (5, 12)))
+        add(Form(atomic, "atomic", READ, READ, ANY, _only(Atomic.CMPXCHG), 3, (5, 12)))
     for size in (W, H, B, DW):
-        op = STX | ATOMIC | size
-        add(Form(op, "load_acquire", WRITE, READ, ANY, _only(Atomic.LOAD_ACQ), 5, (6, 15)))
-        add(Form(op, "store_release", READ, READ, ANY, _only(Atomic.STORE_REL), 5, (6, 15)))
+        atomic = STX | ATOMIC | size
+        add(Form(atomic, "load_acquire", WRITE, READ, ANY, _only(Atomic.LOAD_ACQ), 5, (6, 15)))
+        add(Form(atomic, "store_release", READ, READ, ANY, _only(Atomic.STORE_REL), 5, (6, 15)))
 
     add(Form(LD_IMM64, "lddw", WRITE, _only(Imm64.VALUE), imm=ANY))
     add(Form(LD_IMM64, "lddw", WRITE, _only(Imm64.MAP_FD), imm=ANY))

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only
 """Typed layouts of memory: packet headers, contexts, map keys and values.
 
-A structure is declared once and serves three readers: the assembler (offset, size and byte order of a load or a
-store), BTF (named fields in ``bpftool map dump``), and Python (`Struct.pack` and `Struct.unpack`).
+A structure is declared once and serves three readers: the assembler (offset, size and byte order of a load or
+a store), BTF (named fields in ``bpftool map dump``), and Python (`Struct.pack` and `Struct.unpack`).
 
     class FlowKey(Struct):
         client = Array(U8(), 16)
@@ -10,7 +10,8 @@ store), BTF (named fields in ``bpftool map dump``), and Python (`Struct.pack` an
         proto = U8()
         pad = U8()
 
-An *instance* is a view of memory at a register: ``FlowKey(b.r10 - 24)`` and ``b.r2 = key.port`` is a 2-byte load.
+An *instance* is a view of memory at a register: ``FlowKey(b.r10 - 24)``, and ``b.r2 = key.port`` is a 2-byte
+load.
 """
 
 from __future__ import annotations
@@ -67,7 +68,7 @@ class Field:
         self.owner = ""
 
     @property
-    def type(self) -> str:
+    def c_type(self) -> str:
         """The C spelling of the field's type, for listings and messages."""
         raise NotImplementedError
 
@@ -84,11 +85,14 @@ class Field:
         raise NotImplementedError
 
     def __repr__(self) -> str:
-        return f"<{self.type} {self.owner}.{self.name} at {self.offset}>"
+        return f"<{self.c_type} {self.owner}.{self.name} at {self.offset}>"
 
 
 class Scalar(Field):
-    """An integer field. ``order`` is its byte order in memory: ``"host"`` or ``"big"`` (network order)."""
+    """An integer field.
+
+    ``order`` is its byte order in memory: ``"host"`` or ``"big"`` (network order).
+    """
 
     __slots__ = ("c_name", "order", "signed")
 
@@ -104,7 +108,7 @@ class Scalar(Field):
         self.c_name = self._c_name
 
     @property
-    def type(self) -> str:
+    def c_type(self) -> str:
         return self.c_name
 
     @overload
@@ -127,7 +131,7 @@ class Scalar(Field):
             return int(value).to_bytes(self.size, order, signed=self.signed)
         except OverflowError:
             raise LayoutError(
-                f"{value} does not fit {self.owner}.{self.name}, which is a {self.c_name} of {self.size} bytes"
+                f"{value} does not fit {self.owner}.{self.name}, a {self.c_name} of {self.size} bytes"
             ) from None
 
     def from_bytes(self, data: bytes, byteorder: ByteOrder) -> int:
@@ -180,21 +184,30 @@ class U64(Scalar):
 
 
 class S8(Scalar):
-    """A signed integer of 1 byte. Loads zero-extend; ``field.signed`` loads with the sign (``ldsx``)."""
+    """A signed integer of 1 byte.
+
+    Loads zero-extend; ``field.signed`` loads with the sign (``ldsx``).
+    """
 
     __slots__ = ()
     _size, _c_name, _signed = 1, "__s8", True
 
 
 class S16(Scalar):
-    """A signed integer of 2 bytes in host order. Loads zero-extend, as with `S8`."""
+    """A signed integer of 2 bytes in host order.
+
+    Loads zero-extend, as with `S8`.
+    """
 
     __slots__ = ()
     _size, _c_name, _signed = 2, "__s16", True
 
 
 class S32(Scalar):
-    """A signed integer of 4 bytes in host order. Loads zero-extend, as with `S8`."""
+    """A signed integer of 4 bytes in host order.
+
+    Loads zero-extend, as with `S8`.
+    """
 
     __slots__ = ()
     _size, _c_name, _signed = 4, "__s32", True
@@ -208,7 +221,10 @@ class S64(Scalar):
 
 
 class Be16(Scalar):
-    """An unsigned integer of 2 bytes in network byte order. A constant is converted at assembly, a load is not."""
+    """An unsigned integer of 2 bytes in network byte order.
+
+    A constant is converted at assembly, a load is not.
+    """
 
     __slots__ = ()
     _size, _c_name, _order = 2, "__be16", "big"
@@ -245,7 +261,9 @@ class ArrayView:
                 self._address.asm.here(),
             )
         if not isinstance(field.element, Scalar):
-            raise AsmError(f"{field.owner}.{field.name} holds structures: use .at({index})", self._address.asm.here())
+            raise AsmError(
+                f"{field.owner}.{field.name} holds structures: use .at({index})", self._address.asm.here()
+            )
         return field.element, index * field.element.size
 
     def __getitem__(self, index: int) -> Mem:
@@ -277,7 +295,7 @@ class ArrayView:
         field = self._field
         if not 0 <= index < field.size // word.size:
             raise AsmError(
-                f"word {index} of {word.size} bytes is outside {field.owner}.{field.name} ({field.size} bytes)",
+                f"word {index} ({word.size} bytes) is outside {field.owner}.{field.name}, {field.size} bytes",
                 self._address.asm.here(),
             )
         mem = self._address.mem(word, index * word.size)
@@ -286,7 +304,10 @@ class ArrayView:
 
 
 class Array(Field):
-    """*count* elements of one type. `U8` arrays are ``bytes`` in Python, others are tuples."""
+    """*count* elements of one type.
+
+    `U8` arrays are ``bytes`` in Python, others are tuples.
+    """
 
     __slots__ = ("count", "element")
 
@@ -298,8 +319,8 @@ class Array(Field):
         self.count = count
 
     @property
-    def type(self) -> str:
-        return f"{self.element.type}[{self.count}]"
+    def c_type(self) -> str:
+        return f"{self.element.c_type}[{self.count}]"
 
     @overload
     def __get__(self, obj: None, owner: type[Struct]) -> Self: ...
@@ -360,7 +381,7 @@ class Nested(Field, Generic[S]):
         self.struct = struct
 
     @property
-    def type(self) -> str:
+    def c_type(self) -> str:
         return f"struct {self.struct.kernel_name}"
 
     @overload
@@ -374,7 +395,8 @@ class Nested(Field, Generic[S]):
 
     def __set__(self, obj: Struct, value: object) -> None:
         raise AsmError(
-            f"{self.owner}.{self.name} is a structure: assign to its fields one by one", obj._address.asm.here()
+            f"{self.owner}.{self.name} is a structure: assign to its fields one by one",
+            obj._address.asm.here(),
         )
 
     def to_bytes(self, value: Any, byteorder: ByteOrder) -> bytes:
@@ -411,7 +433,9 @@ class Record:
             ) from None
 
     def __setattr__(self, name: str, value: Any) -> None:
-        raise AttributeError("a Record is read-only: use Struct.pack(**record.as_dict() | {…}) for a changed one")
+        raise AttributeError(
+            "a Record is read-only: use Struct.pack(**record.as_dict() | {…}) for a changed one"
+        )
 
     def as_dict(self) -> dict[str, Any]:
         """The values by field name, in the order of declaration."""
@@ -419,7 +443,8 @@ class Record:
 
     def pack(self) -> bytes:
         """The bytes that these values came from."""
-        return self._struct.pack(**self._values)
+        packed: bytes = self._struct.pack(**self._values)
+        return packed
 
     def __eq__(self, other: object) -> bool:
         if isinstance(other, Record):
@@ -440,8 +465,8 @@ class Record:
 class Struct:
     """Base of all layouts; see the module's text.
 
-    Class keywords: ``kernel_name`` is the name in C and BTF (default: the class's own), ``size`` the total size where
-    it is more than the fields take, ``packed`` leaves out natural alignment.
+    Class keywords: ``kernel_name`` is the name in C and BTF (default: the class's own), ``size`` the total
+    size where it is more than the fields take, ``packed`` leaves out natural alignment.
     """
 
     __slots__ = ("_address",)
@@ -468,7 +493,9 @@ class Struct:
             if name in _RESERVED:
                 raise LayoutError(f"{cls.__name__}: {name!r} can't be a field name, Struct itself uses it")
             if field.name:
-                raise LayoutError(f"{cls.__name__}.{name}: the same field object is {field.owner}.{field.name} too")
+                raise LayoutError(
+                    f"{cls.__name__}.{name}: the same field object is {field.owner}.{field.name} too"
+                )
             step = 1 if packed else field.align
             offset = -(-end // step) * step if field.at is None else field.at
             if offset < 0:
@@ -482,7 +509,9 @@ class Struct:
         total = -(-end // align) * align if not packed else end
         if size is not None:
             if size < end:
-                raise LayoutError(f"{cls.__name__}: size={size} is less than the {end} bytes that its fields take")
+                raise LayoutError(
+                    f"{cls.__name__}: size={size} is less than the {end} bytes that its fields take"
+                )
             total = size
         cls.fields = MappingProxyType(fields)
         cls.sizeof = total
@@ -501,7 +530,8 @@ class Struct:
         if name.startswith("__"):
             raise AttributeError(name)
         raise AsmError(
-            f"{type(self).__name__} has no field {name!r}{suggestion(name, self.fields)}", self._address.asm.here()
+            f"{type(self).__name__} has no field {name!r}{suggestion(name, self.fields)}",
+            self._address.asm.here(),
         )
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -527,8 +557,8 @@ class Struct:
     def pack(cls, *, byteorder: ByteOrder = sys.byteorder, **values: Any) -> bytes:
         """The structure's bytes with *values* in its fields and zeros elsewhere.
 
-        Integers of ``Be`` fields are given in host form. Raises `LayoutError` for an unknown field or a value that
-        does not fit.
+        Integers of ``Be`` fields are given in host form. Raises `LayoutError` for an unknown field or a value
+        that does not fit.
         """
         out = bytearray(cls.sizeof)
         for name, value in values.items():

@@ -81,10 +81,13 @@ def _wide(insn: Instruction) -> str:
             return f"map[{reference.name}][0]{insn.imm_high:+d}"
         return f"map[{reference.name}]"
     if insn.src == Imm64.FUNC:
-        return f"subprog[{insn.imm:+d}]" if reference is None else f"subprog[{getattr(reference, 'name', '?')}]"
+        return (
+            f"subprog[{insn.imm:+d}]" if reference is None else f"subprog[{getattr(reference, 'name', '?')}]"
+        )
     if insn.src == Imm64.VALUE:
         return f"{insn.imm64:#x}"
-    kind = Imm64(insn.src).name.lower() if insn.src in Imm64 else f"src{insn.src}"
+    known = insn.src in tuple(Imm64)
+    kind = Imm64(insn.src).name.lower() if known else f"src{insn.src}"
     return f"{kind}({insn.imm}, {insn.imm_high})"
 
 

@@ -53,9 +53,9 @@ def _size(member: MapMember) -> int:
 class MapSpec:
     """A map that a program names; the loader creates it, or takes over one that is pinned.
 
-    ``name`` (1 to 15 of ``A-Za-z0-9_.``) identifies it within a set of programs. ``key`` and ``value`` are a `Struct`
-    class, a field such as ``U32()``, a size in bytes, or ``None`` where the type has none. ``flags`` are the kernel's
-    ``BPF_F_*`` for map creation. Raises `LayoutError` where these can't be.
+    ``name`` (1 to 15 of ``A-Za-z0-9_.``) identifies it within a set of programs. ``key`` and ``value`` are a
+    `Struct` class, a field such as ``U32()``, a size in bytes, or ``None`` where the type has none. ``flags``
+    are the kernel's ``BPF_F_*`` for map creation. Raises `LayoutError` where these can't be.
     """
 
     name: str
@@ -84,15 +84,20 @@ class MapSpec:
         return _size(self.value)
 
     def value_at(self, offset: int = 0) -> MapValue:
-        """The address of byte *offset* of the only value of an array map, for ``b.r1 = stats.value_at(8)``."""
+        """The address of byte *offset* of an array map's only value, for ``b.r1 = stats.value_at(8)``."""
         if self.type is not MapType.ARRAY or self.max_entries != 1:
-            raise LayoutError(f"map {self.name}: only an ARRAY of one entry has an address that is known at load")
+            raise LayoutError(
+                f"map {self.name}: only an ARRAY of one entry has an address that is known at load"
+            )
         if not 0 <= offset < self.value_size:
-            raise LayoutError(f"map {self.name}: byte {offset} is outside its value of {self.value_size} bytes")
+            raise LayoutError(
+                f"map {self.name}: byte {offset} is outside its value of {self.value_size} bytes"
+            )
         return MapValue(self, offset)
 
     def btf(self) -> tuple[bytes, int, int] | None:
-        """BTF bytes with the type ids of key and value, or ``None`` where the kernel takes none for this map."""
+        """BTF bytes with the type ids of key and value, or ``None`` where the kernel takes none for this
+        map."""
         if self.type in _WITHOUT_BTF:
             return None
         from pybpfasm.btf import BtfBuilder

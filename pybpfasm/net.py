@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from pybpfasm.layout import Array, Be16, Be32, Bytes, Struct, U8
+from pybpfasm.layout import U8, Array, Be16, Be32, Bytes, Struct
 
 # EtherTypes, linux/if_ether.h.
 ETH_P_IP: Final = 0x0800
@@ -50,12 +50,15 @@ class Ethernet(Struct, kernel_name="ethhdr"):
 class Vlan(Struct, kernel_name="vlan_hdr"):
     """``struct vlan_hdr``: the 4 bytes between a tag's EtherType and the next header."""
 
-    h_vlan_TCI = Be16()  # noqa: N815 - the kernel's name
+    h_vlan_TCI = Be16()
     h_vlan_encapsulated_proto = Be16()
 
 
 class Ipv4(Struct, kernel_name="iphdr"):
-    """``struct iphdr`` without options: 20 bytes. ``ihl_version`` holds both 4-bit fields."""
+    """``struct iphdr`` without options: 20 bytes.
+
+    ``ihl_version`` holds both 4-bit fields.
+    """
 
     ihl_version = U8()
     tos = U8()
@@ -82,14 +85,18 @@ class Ipv6(Struct, kernel_name="ipv6hdr"):
 
 
 class Ipv6Option(Struct, kernel_name="ipv6_opt_hdr"):
-    """``struct ipv6_opt_hdr``: the first 2 bytes of most extension headers; ``hdrlen`` excludes the first 8 bytes."""
+    """``struct ipv6_opt_hdr``: the first 2 bytes of most extension headers; ``hdrlen`` excludes the first 8
+    bytes."""
 
     nexthdr = U8()
     hdrlen = U8()
 
 
 class Ipv6Fragment(Struct, kernel_name="frag_hdr"):
-    """``struct frag_hdr``: 8 bytes. The high 13 bits of ``frag_off`` are the offset in units of 8 bytes."""
+    """``struct frag_hdr``: 8 bytes.
+
+    The high 13 bits of ``frag_off`` are the offset in units of 8 bytes.
+    """
 
     nexthdr = U8()
     reserved = U8()
@@ -98,7 +105,10 @@ class Ipv6Fragment(Struct, kernel_name="frag_hdr"):
 
 
 class Tcp(Struct, kernel_name="tcphdr"):
-    """``struct tcphdr`` without options: 20 bytes. ``doff`` holds the data offset in its high 4 bits."""
+    """``struct tcphdr`` without options: 20 bytes.
+
+    ``doff`` holds the data offset in its high 4 bits.
+    """
 
     source = Be16()
     dest = Be16()

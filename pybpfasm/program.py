@@ -17,7 +17,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Concatenate, Final, Generic, ParamSpec, TypeVar
 
-from pybpfasm import isa
 from pybpfasm.asm import Asm
 from pybpfasm.errors import AsmError, SourceLocation
 from pybpfasm.instruction import Instruction
@@ -46,7 +45,7 @@ __all__ = [
     "xdp",
 ]
 
-# The license of this project as a string that the kernel counts as GPL-compatible (license_is_gpl_compatible()).
+# The license of this project, in words that license_is_gpl_compatible() of the kernel accepts.
 DEFAULT_LICENSE: Final = "Dual BSD/GPL"
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,14}")
@@ -77,8 +76,8 @@ class Function:
 class ProgramSpec:
     """An assembled program: instructions, the maps that they name, and where every one of them was written.
 
-    It is plain data: the same source gives the same bytes on every machine. Descriptors of maps are filled in by
-    `code`, at load.
+    It is plain data: the same source gives the same bytes on every machine. Descriptors of maps are filled in
+    by `code`, at load.
     """
 
     def __init__(
@@ -132,7 +131,9 @@ class ProgramSpec:
         for insn in self.instructions:
             reference = insn.reference
             if isinstance(reference, MapSpec) and reference.name in fds:
-                insn = Instruction(insn.opcode, insn.dst, insn.src, insn.offset, fds[reference.name], insn.imm_high)
+                insn = Instruction(
+                    insn.opcode, insn.dst, insn.src, insn.offset, fds[reference.name], insn.imm_high
+                )
             out.append(insn.encode(self.byteorder))
         return b"".join(out)
 
@@ -151,7 +152,8 @@ class ProgramSpec:
         return next(f for f in reversed(self.functions) if f.slot <= slot)
 
     def listing(self, *, lines: bool = True) -> str:
-        """The program as the kernel prints it, below the Python lines that wrote it (unless ``lines`` is false)."""
+        """The program as the kernel prints it, below the Python lines that wrote it (unless ``lines`` is
+        false)."""
         from pybpfasm.listing import listing
 
         return listing(self, lines=lines)
@@ -188,8 +190,12 @@ class ProgramSpec:
             if function.context is not None:
                 arguments = [("ctx", self._context_pointer(builder, function.context))]
             proto = builder.add_func_proto(integer, arguments)
-            linkage = 1 if function.slot == 0 else 0  # BTF_FUNC_GLOBAL for the main function, static for others
-            func_info.append(struct.pack(order + "II", function.slot, builder.add_func(function.name, proto, linkage)))
+            linkage = (
+                1 if function.slot == 0 else 0
+            )  # BTF_FUNC_GLOBAL for the main function, static for others
+            func_info.append(
+                struct.pack(order + "II", function.slot, builder.add_func(function.name, proto, linkage))
+            )
         starts = {function.slot for function in self.functions}
         records = []
         last: tuple[str, int] | None = None
@@ -223,7 +229,8 @@ C = TypeVar("C", bound=Struct)
 class Subprogram:
     """A function that programs call (``b.call(f)``) or pass as a callback (``b.r2 = f``).
 
-    Its code is written once in each program that names it. `bind` gives it the settings that its Python function takes.
+    Its code is written once in each program that names it. `bind` gives it the settings that its Python
+    function takes.
     """
 
     __slots__ = ("_arguments", "_function", "_settings", "name")
@@ -303,7 +310,10 @@ class Template(Generic[P]):
         self.__doc__ = function.__doc__
 
     def build(self, *args: P.args, **kwargs: P.kwargs) -> ProgramSpec:
-        """Assemble the program. Raises `AsmError` at the Python line of a mistake."""
+        """Assemble the program.
+
+        Raises `AsmError` at the Python line of a mistake.
+        """
         return self.build_for("little", *args, **kwargs)
 
     def build_for(self, byteorder: ByteOrder, *args: P.args, **kwargs: P.kwargs) -> ProgramSpec:
@@ -344,7 +354,8 @@ class Template(Generic[P]):
 
 
 class Kind(Generic[C]):
-    """A program type; called with an attach type, it is the decorator that declares a program of that type."""
+    """A program type; called with an attach type, it is the decorator that declares a program of that
+    type."""
 
     def __init__(self, type: ProgType, context: type[C], attach_types: tuple[AttachType, ...] = ()) -> None:
         self.type = type
@@ -361,8 +372,9 @@ class Kind(Generic[C]):
     ) -> Callable[[Callable[Concatenate[Asm, C, P], None]], Template[P]]:
         """Declare a program.
 
-        *name* (default: the function's) is what ``bpftool prog`` shows, 1 to 15 characters; *license* decides which
-        helpers the kernel allows. Raises `AsmError` for an attach type that does not go with the program type.
+        *name* (default: the function's) is what ``bpftool prog`` shows, 1 to 15 characters; *license* decides
+        which helpers the kernel allows. Raises `AsmError` for an attach type that does not go with the
+        program type.
         """
         if callable(attach_type):
             raise AsmError(f"write the decorator with parentheses: @{self.type.name.lower()}()")

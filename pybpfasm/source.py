@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only
 """Which Python line wrote an instruction.
 
-Capturing must be cheap, because it happens for every instruction: an `Origin` is a code object and a bytecode offset, and
-lines and texts are looked up only when somebody asks.
+Capturing must be cheap, because it happens for every instruction: an `Origin` is a code object and a bytecode
+offset, and lines and texts are looked up only when somebody asks.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from types import CodeType, FrameType
 from pybpfasm.errors import SourceLocation
 
 # Code, bytecode offset, and the origin of the call where the code is a macro's.
-Origin = tuple[CodeType, int, "Origin | None"]  # type: ignore[misc]
+Origin = tuple[CodeType, int, "Origin | None"]
 
 _HERE = os.path.dirname(__file__)
 # Frames of these files are the assembler's own, never the writer's.
