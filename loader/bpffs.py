@@ -253,7 +253,8 @@ class BpfFs:
         base = self.base
         with contextlib.suppress(OSError):
             base.rmdir()
-        if any(self.root.iterdir()):
+        # A name with a dot can only be the kernel's own (progs.debug and maps.debug of CONFIG_BPF_PRELOAD).
+        if any("." not in entry.name for entry in self.root.iterdir()):
             return False
         return bool(libc().umount2(os.fsencode(self.root), 0) == 0)
 

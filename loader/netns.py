@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import difflib
+import errno
 import fcntl
 import os
 import socket
@@ -92,6 +93,11 @@ class NetNs(Owned):
             raise UsageError(f"there is no network namespace {text!r}", hint=_known_names(text))
         try:
             fd = _open(path)
+        except PermissionError as error:
+            raise CapabilityError(
+                f"network namespace {text!r} cannot be opened ({path}): {error.strerror}",
+                hint="run as root; a process that has more rights than the loader does not show its own",
+            ) from None
         except OSError as error:
             raise UsageError(
                 f"network namespace {text!r} cannot be opened ({path}): {error.strerror}",
@@ -150,7 +156,7 @@ def _setns(target: NetNs) -> None:
         return
     code = ctypes.get_errno()
     message = f"network namespace {target.name or 'of before'!r} cannot be entered: {os.strerror(code)}"
-    if isinstance(OSError(code, ""), PermissionError):
+    if code == errno.EPERM:
         raise CapabilityError(message, missing=("CAP_SYS_ADMIN",), hint="run as root")
     raise LoaderError(message)
 
@@ -166,7 +172,7 @@ def _known_names(text: str) -> str:
 
 
 def _did_you_mean(text: str, names: list[str]) -> str:
-    close = difflib.get_close_matches(text, names, n=1)
+    close = difflib.get_close_matches(text, names, n=1, cutoff=0.5)  # the names are short
     return f"did you mean {close[0]!r}? " if close else ""
 
 

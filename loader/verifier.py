@@ -83,11 +83,11 @@ class VerifierLog:
 
 
 _STEP = re.compile(r"(\d+): \(([0-9a-f]{2})\) (.*)")
-_STATE_HERE = re.compile(r"(\d+): (?:frame\d+: )?((?:R\d|fp-|refs=|safe).*)")
-_STATE_BRANCH = re.compile(
-    r"(?:from (\d+) to (\d+)(?: \(speculative execution\))?|\d+: safe|frame\d+):? ?(.*)"
-)
-_INLINE_STATE = re.compile(r"\s*; ((?:frame\d+: )?(?:R\d+|fp-\d+|refs=|cb\b).*)")
+_STATE_HERE = re.compile(r"\d+: (?:frame\d+: )?((?:R\d|fp-|refs=).*)")
+_STATE_BRANCH = re.compile(r"from (\d+) to (\d+)(?: \(speculative execution\))?: (.*)")
+# Behind an instruction: what it changed; for a branch of which one way is impossible, all that is known then.
+_CHANGED = re.compile(r"\s*; ((?:frame\d+: )?(?:R\d+|fp-\d+|refs=|cb\b).*)")
+_ONE_WAY = re.compile(r"\s+\d+: ((?:frame\d+: )?R\d.*)")
 _COMMENT = re.compile(r"; (.*?)(?: @ (\S+):(\d+))?\s*")
 _CELL = re.compile(
     r"(?<![\w-])(R\d+|fp-\d+)(?:_\w+)?=((?:[^\s()]|\((?:[^()]|\((?:[^()]|\([^()]*\))*\))*\))*)"
@@ -98,7 +98,7 @@ _NOISE = re.compile(
     r"func#\d+ @\d+|last_idx \d+|first_idx \d+|regs=[0-9a-f]+ stack=|parent (?:didn't|already|state)"
     r"|mark_precise:|Live regs before|propagating |verification time |stack depth |(?:caller|callee):$"
     r"|to caller at \d+|returning from callee:|\d+: safe|Validating |Func#\d+ |Global function "
-    r"|\s*[0-9.]+: [0-9a-f ]{20,}"
+    r"|\s*[0-9.]+: [0-9a-f ]{20,}|arg#\d+ reference type|(?:cur|old) state:"
 )
 
 
@@ -119,10 +119,9 @@ def parse_log(text: str) -> VerifierLog:
         if not line:
             continue
         if match := _STEP.fullmatch(line):
-            body, inline = match[3], ""
-            if found := _INLINE_STATE.search(body):
-                body, inline = body[: found.start()], found[1]
-            changed = parse_state(inline)
+            body, changed = match[3], {}
+            if found := _CHANGED.search(body) or _ONE_WAY.search(body):
+                body, changed = body[: found.start()], parse_state(found[1])
             steps.append(Step(int(match[1]), int(match[2], 16), body.rstrip(), comment, dict(state), changed))
             state.update(changed)
             messages.clear()
@@ -130,8 +129,8 @@ def parse_log(text: str) -> VerifierLog:
         elif line.startswith("; ") and (match := _COMMENT.fullmatch(line)):
             comment = Comment(match[1], match[2] or "", int(match[3] or 0))
         elif match := _STATE_HERE.fullmatch(line):
-            state.update(parse_state(match[2]))
-        elif line.startswith("from ") and (match := _STATE_BRANCH.fullmatch(line)) and match[1]:
+            state = parse_state(match[1])
+        elif match := _STATE_BRANCH.fullmatch(line):
             state = parse_state(match[3])
         elif _SUMMARY.match(line):
             summary = line

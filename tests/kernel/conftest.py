@@ -14,6 +14,8 @@ import os
 import re
 import socket
 import struct
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -26,6 +28,8 @@ from loader.sys import libc
 
 CLONE_FS, CLONE_NEWNS, CLONE_NEWNET = 0x00000200, 0x00020000, 0x40000000  # linux/sched.h
 MS_REC, MS_PRIVATE = 1 << 14, 1 << 18  # linux/mount.h
+# linux/capability.h
+_CAPABILITIES = {"CAP_NET_ADMIN": 12, "CAP_SYS_ADMIN": 21, "CAP_BPF": 39}
 _numbers = itertools.count()
 
 
@@ -63,16 +67,22 @@ def bpffs(private_mounts: None, tmp_path: Path) -> Iterator[BpfFs]:
 
 
 @pytest.fixture
-def netns() -> Iterator[NetNs]:
+def outer_netns() -> Iterator[NetNs]:
+    """The network namespace in which the tests run."""
+    with NetNs.current() as outer:
+        yield outer
+
+
+@pytest.fixture
+def netns(outer_netns: NetNs) -> Iterator[NetNs]:
     """A network namespace that this thread is in; only ``lo`` is there, and up."""
-    with NetNs.current() as before:
-        _check(libc().unshare(CLONE_NEWNET))
-        try:
-            _set_up("lo")
-            with NetNs.current() as inside:
-                yield inside
-        finally:
-            _check(libc().setns(before.fd, CLONE_NEWNET))
+    _check(libc().unshare(CLONE_NEWNET))
+    try:
+        _set_up("lo")
+        with NetNs.current() as inside:
+            yield inside
+    finally:
+        _check(libc().setns(outer_netns.fd, CLONE_NEWNET))
 
 
 def _set_up(name: str) -> None:
@@ -112,3 +122,37 @@ def make_cgroup(_swept_cgroups: None) -> Iterator[Callable[[], Cgroup]]:
 def cgroup(make_cgroup: Callable[[], Cgroup]) -> Cgroup:
     """An empty cgroup."""
     return make_cgroup()
+
+
+@pytest.fixture
+def run_without() -> Callable[..., str]:
+    """Run Python code in a process without some capabilities; return its one error, ``Type: text``.
+
+    Further arguments are descriptors that the process gets.
+    """
+
+    def run(dropped: str, code: str, *fds: int) -> str:
+        drop = (
+            "import ctypes, struct\n"
+            f"numbers = {[_CAPABILITIES[name] for name in dropped.split(',')]}\n"
+            "libc = ctypes.CDLL(None, use_errno=True)\n"
+            "header = struct.pack('=Ii', 0x20080522, 0)\n"  # linux/capability.h, version 3
+            "data = ctypes.create_string_buffer(24)\n"
+            "assert libc.capget(header, data) == 0\n"
+            "words = list(struct.unpack('=6I', data.raw))\n"
+            "for n in numbers:\n"
+            "    words[n // 32 * 3] &= ~(1 << n % 32)\n"
+            "assert libc.capset(header, struct.pack('=6I', *words)) == 0\n"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", drop + code],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            pass_fds=fds,
+            cwd=Path(__file__).resolve().parents[2],
+        )
+        assert done.returncode == 1, done
+        return done.stderr.strip().splitlines()[-1]
+
+    return run

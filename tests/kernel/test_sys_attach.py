@@ -90,7 +90,7 @@ def _reachable() -> bool:
             return False
 
 
-# --- TCX -----------------------------------------------------------------------------------------------------
+# --- TCX ----------------------------------------------------------------------------------------------------
 
 
 def test_a_tcx_link_acts_changes_atomically_and_ends_with_its_descriptor(lo: int) -> None:
@@ -168,7 +168,7 @@ def test_a_pinned_link_outlives_its_maker(lo: int, bpffs: BpfFs) -> None:
     assert _reachable()
 
 
-# --- cgroups -------------------------------------------------------------------------------------------------
+# --- cgroups ------------------------------------------------------------------------------------------------
 
 
 def test_a_cgroup_link_reaches_the_sockets_of_that_cgroup_only(
@@ -226,7 +226,7 @@ def test_a_cgroup_link_needs_a_cgroup(netns: NetNs) -> None:
         assert "cgroup2" in caught.value.hint
 
 
-# --- sockmaps, network namespaces ----------------------------------------------------------------------------
+# --- sockmaps, network namespaces ---------------------------------------------------------------------------
 
 
 def test_sk_msg_on_a_sockhash_by_link() -> None:
