@@ -296,10 +296,10 @@ class BtfBuilder:
     ) -> int:
         if vlen > MAX_VLEN:
             raise BtfError(f"{kind.name} {name!r} has {vlen} elements; BTF allows {MAX_VLEN}")
-        if not 0 <= size_or_type <= 0xFFFFFFFF:
-            raise BtfError(f"{kind.name} {name!r}: {size_or_type} does not fit 32 bits")
         if any(ref < 0 for ref in refs):
             raise BtfError(f"{kind.name} {name!r} refers to a negative type id")
+        if not 0 <= size_or_type <= 0xFFFFFFFF:
+            raise BtfError(f"{kind.name} {name!r}: {size_or_type} does not fit 32 bits")
         info = vlen | kind << 24 | kflag << 31
         record = ((self.string(name), info, size_or_type, *words), refs)
         found = self._ids.get(record)

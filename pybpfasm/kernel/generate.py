@@ -215,26 +215,20 @@ def enums_source(btf: Btf, release: str) -> str:
         lines += [f"    {name} = {value}" for name, value in _members(spec, enumerators)]
         lines.append("")
 
-    groups: dict[str, tuple[Enumerator, ...]] = {}
-    for tag in _CONSTANT_TAGS:
-        named = _need(btf, tag, Kind.ENUM)
-        groups[f"enum {tag}"] = named.enumerators
-    for group in unnamed:
-        if group and group[0].name.startswith(_CONSTANT_PREFIXES):
-            groups.setdefault(group[0].name, group)
+    groups = [(f"# enum {tag}", _need(btf, tag, Kind.ENUM).enumerators) for tag in _CONSTANT_TAGS]
+    groups += [("", group) for group in unnamed if group and group[0].name.startswith(_CONSTANT_PREFIXES)]
     lines.append("")
     seen: dict[str, int] = {}
-    for key in sorted(groups, key=lambda k: groups[k][0].name):
-        if key.startswith("enum "):
-            lines.append(f"# {key}")
-        for name, value in groups[key]:
-            if name.startswith("__") or seen.get(name) == value:
-                continue
-            if name in seen:
+    for comment, group in sorted(groups, key=lambda pair: (pair[1][:1], pair)):
+        new = []
+        for name, value in group:
+            if name in seen and seen[name] != value:
                 raise BtfError(f"the BTF gives {name} as {seen[name]} and as {value}")
+            if name not in seen and not name.startswith("__"):
+                new.append(f"{name} = {f'0x{value:X}' if value > 0xFFFF else value}")
             seen[name] = value
-            lines.append(f"{name} = {f'0x{value:X}' if value > 0xFFFF else value}")
-        lines.append("")
+        if new:
+            lines += [*([comment] if comment else []), *new, ""]
     return "\n".join(lines).rstrip("\n") + "\n"
 
 
