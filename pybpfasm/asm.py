@@ -21,7 +21,7 @@ loop.
 from __future__ import annotations
 
 from types import CodeType, TracebackType
-from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn, TypeAlias, TypeVar, overload
 
 from pybpfasm import isa
 from pybpfasm.errors import AsmError, SourceLocation, suggestion
@@ -406,10 +406,11 @@ class Reg:
     def _alu(self, op: Alu, value: Operand, offset: int = 0) -> Reg:
         asm = self.asm
         if self.index == isa.FRAME_POINTER:
-            raise asm._error("r10 is the frame pointer and can't be changed")
+            raise asm._frame_pointer()
         cls = isa.ALU if self.is_w else isa.ALU64
         if isinstance(value, Reg):
-            asm._same_width(self, value)
+            if value.is_w != self.is_w:
+                raise asm._widths_differ(self, value)
             asm._emit(cls | op | isa.X, self.index, value.index, offset)
         elif isinstance(value, (int, Imm)):
             imm = asm._immediate(value, self.is_w)
@@ -501,7 +502,8 @@ class Reg:
     def _compare(self, jump: Jump, value: Operand) -> Condition:
         asm = self.asm
         if isinstance(value, Reg):
-            asm._same_width(self, value)
+            if value.is_w != self.is_w:
+                raise asm._widths_differ(self, value)
         elif isinstance(value, (int, Imm)):
             asm._immediate(value, self.is_w)
         else:
@@ -700,31 +702,46 @@ class _RegSlot:
                 if value.index != dst or value.is_w != is_w:
                     raise asm._error("the result of an in-place operation belongs to its own register")
                 return
-            asm._writable(dst)
-            asm._same_width(asm._regs[is_w][dst], value)
-            asm._emit((isa.ALU if is_w else isa.ALU64) | Alu.MOV | isa.X, dst, value.index)
-        elif kind is Mem:
+            if dst == isa.FRAME_POINTER:
+                raise asm._frame_pointer()
+            if value.is_w != is_w:
+                raise asm._widths_differ(asm._regs[is_w][dst], value)
+            asm._emit(_MOV32_X if is_w else _MOV64_X, dst, value.index)
+            return
+        if dst == isa.FRAME_POINTER:
+            raise asm._frame_pointer()
+        if kind is Mem:
             assert isinstance(value, Mem)
-            asm._writable(dst)
             if is_w:
                 raise asm._error(f"write b.r{dst}: a load of 1, 2 or 4 bytes clears the rest of the register")
             mode = isa.MEMSX if value.is_signed else isa.MEM
             asm._emit(isa.LDX | mode | isa.SIZE_CODE[value.size], dst, value.base, value.offset)
         elif isinstance(value, (int, Imm)):
-            asm._writable(dst)
-            if isinstance(value, Imm) and value.bits == 64:
-                asm._wide(dst, is_w, value.resolve(asm.byteorder))
+            if kind is Imm and value.bits == 64:  # type: ignore[union-attr]
+                asm._wide(dst, is_w, value.resolve(asm.byteorder))  # type: ignore[union-attr]
             else:
-                asm._emit(
-                    (isa.ALU if is_w else isa.ALU64) | Alu.MOV | isa.K,
-                    dst,
-                    0,
-                    0,
-                    asm._immediate(value, is_w, "imm64()"),
-                )
+                imm = asm._immediate(value, is_w, "imm64()")
+                asm._emit(_MOV32_K if is_w else _MOV64_K, dst, 0, 0, imm)
         else:
-            asm._writable(dst)
             asm._assign_other(dst, is_w, value)
+
+
+_MOV64_X: Final = isa.ALU64 | Alu.MOV | isa.X
+_MOV32_X: Final = isa.ALU | Alu.MOV | isa.X
+_MOV64_K: Final = isa.ALU64 | Alu.MOV | isa.K
+_MOV32_K: Final = isa.ALU | Alu.MOV | isa.K
+
+
+class _NoRegister:
+    """``b.r11`` and the like."""
+
+    def __get__(self, obj: Asm | None, owner: type[Asm]) -> NoReturn:
+        if obj is None:
+            raise AttributeError
+        raise obj._error("there is no such register: they are r0 to r10 and w0 to w10")
+
+    def __set__(self, obj: Asm, value: object) -> NoReturn:
+        raise obj._error("there is no such register: they are r0 to r10 and w0 to w10")
 
 
 class _Memory:
@@ -891,9 +908,27 @@ T = TypeVar("T", bound=Struct)
 class Asm:
     """Writes the instructions of one function.
 
-    ``b.r0`` to ``b.r10`` and ``b.w0`` to ``b.w10`` are the registers; ``b.u8`` … ``b.u64``, ``b.s8`` …
-    ``b.s64`` memory at an address. Every mistake is an `AsmError` at the Python line that made it.
+    ``b.r0`` to ``b.r10`` and ``b.w0`` to ``b.w10`` are the registers, ``b.u8[…]`` to ``b.u64[…]`` is memory
+    at an address. Every mistake is an `AsmError` at the Python line that made it.
     """
+
+    __slots__ = (
+        "_body",
+        "_calls",
+        "_chain",
+        "_depth",
+        "_done",
+        "_loose",
+        "_named",
+        "_places",
+        "_regs",
+        "_stack",
+        "_terminated",
+        "_used",
+        "byteorder",
+        "entry",
+        "name",
+    )
 
     r0 = _RegSlot(0, False)
     r1 = _RegSlot(1, False)
@@ -917,11 +952,13 @@ class Asm:
     w8 = _RegSlot(8, True)
     w9 = _RegSlot(9, True)
     w10 = _RegSlot(10, True)
+    # What the four bits of an encoded register could say, but no program may.
+    r11 = r12 = r13 = r14 = r15 = w11 = w12 = w13 = w14 = w15 = _NoRegister()
 
     def __init__(self, name: str, entry: CodeType | None = None, byteorder: ByteOrder = "little") -> None:
-        object.__setattr__(self, "name", name)
-        object.__setattr__(self, "byteorder", byteorder)
-        self._entry = entry
+        self.name = name
+        self.byteorder: ByteOrder = byteorder
+        self.entry = entry
         self._regs = tuple(tuple(Reg(self, i, w) for i in range(11)) for w in (False, True))
         self._done = tuple(tuple(Reg(self, i, w, True) for i in range(11)) for w in (False, True))
         self._body: list[Instruction] = []
@@ -934,18 +971,6 @@ class Asm:
         self._terminated = False
         self._stack = 0
         self._calls: list[Subprogram] = []
-
-    name: str
-    byteorder: ByteOrder
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name[0] != "_" and name not in _REGISTER_NAMES:
-            if name in ("r11", "r12", "r13", "r14", "r15", "w11"):
-                raise self._error(f"there is no register {name}: they are r0 to r10")
-            raise self._error(
-                f"Asm has no attribute {name!r} to assign to{suggestion(name, _REGISTER_NAMES)}"
-            )
-        object.__setattr__(self, name, value)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):
@@ -1001,7 +1026,8 @@ class Asm:
         address = what.address if isinstance(what, Struct) else what
         if target.is_w:
             raise self._error(f"{target.name} is 32 bits wide and can't hold an address")
-        self._writable(target.index)
+        if target.index == isa.FRAME_POINTER:
+            raise self._frame_pointer()
         if target.index != address.base:
             self._emit(isa.ALU64 | Alu.MOV | isa.X, target.index, address.base)
         if address.offset:
@@ -1101,13 +1127,13 @@ class Asm:
     # Below: how it is done.
     def here(self) -> SourceLocation:
         """The Python line that is being executed, as messages show it."""
-        return resolve(capture(self._entry, 2))
+        return resolve(capture(self.entry, 2))
 
     def _error(self, message: str) -> AsmError:
-        return AsmError(message, resolve(capture(self._entry, 2)))
+        return AsmError(message, resolve(capture(self.entry, 2)))
 
     def _capture(self, depth: int) -> Origin:
-        return capture(self._entry, depth)
+        return capture(self.entry, depth)
 
     def _emit(
         self,
@@ -1121,7 +1147,7 @@ class Asm:
         origin: Origin | None = None,
     ) -> None:
         if origin is None:
-            origin = capture(self._entry, 2)
+            origin = capture(self.entry, 2)
         if not -32768 <= offset <= 32767:
             raise AsmError(
                 f"offset {offset} does not fit the 16 bits that an instruction has for it", resolve(origin)
@@ -1134,19 +1160,19 @@ class Asm:
             )
         self._body.append(Instruction(opcode, dst, src, offset, imm, imm_high, reference, origin))
 
-    def _writable(self, index: int) -> None:
-        if index == isa.FRAME_POINTER:
-            raise self._error("r10 is the frame pointer and can't be changed")
+    def _frame_pointer(self) -> AsmError:
+        return AsmError("r10 is the frame pointer and can't be changed", resolve(capture(self.entry, 2)))
 
-    def _same_width(self, left: Reg, right: Reg) -> None:
-        if left.is_w != right.is_w:
-            r, w = (right, left) if left.is_w else (left, right)
-            raise self._error(
-                f"{left.name} and {right.name} differ in width: "
-                f"write {r.name} and r{w.index} for 64 bits, or w{r.index} and {w.name} for 32"
-            )
+    def _widths_differ(self, left: Reg, right: Reg) -> AsmError:
+        r, w = (right, left) if left.is_w else (left, right)
+        return self._error(
+            f"{left.name} and {right.name} differ in width: "
+            f"write {r.name} and r{w.index} for 64 bits, or w{r.index} and {w.name} for 32"
+        )
 
     def _immediate(self, value: int | Imm, is_w: bool, hint: str = "a register loaded with imm64()") -> int:
+        if type(value) is int and 0 <= value <= _S32_MAX:
+            return value
         number = value.resolve(self.byteorder) if isinstance(value, Imm) else int(value)
         if isinstance(value, Imm) and value.bits == 64:
             raise self._error("a 64-bit constant is no operand: load it to a register first")
@@ -1177,7 +1203,8 @@ class Asm:
             address = value.address
             if address.offset:
                 raise self._error("the address of that takes two instructions: b.lea(b.rN, …)")
-            self._same_width(self._regs[is_w][dst], self._regs[False][address.base])
+            if is_w:
+                raise self._error(f"an address needs all of the register: write b.r{dst}")
             self._emit(isa.ALU64 | Alu.MOV | isa.X, dst, address.base)
         elif isinstance(value, (MapSpec, MapValue, Subprogram)):
             if is_w:
@@ -1205,7 +1232,8 @@ class Asm:
     def _unary(self, dst: int, is_w: bool, value: Unary) -> None:
         reg = value.reg
         if value.kind == "movsx":
-            self._same_width(self._regs[is_w][dst], reg)
+            if reg.is_w != is_w:
+                raise self._widths_differ(self._regs[is_w][dst], reg)
             if is_w and value.width == 32:
                 raise self._error("a 32-bit register has no bits left to extend into")
             self._emit((isa.ALU if is_w else isa.ALU64) | Alu.MOV | isa.X, dst, reg.index, value.width)
@@ -1238,7 +1266,7 @@ class Asm:
         self._places.pop(label, None)
 
     def _jump(self, label: Label) -> None:
-        origin = capture(self._entry, 2)
+        origin = capture(self.entry, 2)
         self._emit(isa.OP_JA, reference=label, origin=origin)
         self._used.setdefault(label, origin)
         self._terminated = True
@@ -1356,5 +1384,4 @@ class Asm:
         return {self._places[label]: name for name, label in self._named.items() if label in self._places}
 
 
-_REGISTER_NAMES: Final = frozenset(f"{kind}{i}" for kind in "rw" for i in range(11))
 _U8, _U16, _U32, _U64 = U8(), U16(), U32(), U64()

@@ -13,7 +13,8 @@ The function's further parameters are settings that become constants in the inst
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Concatenate, Final, Generic, ParamSpec, TypeVar
 
@@ -24,7 +25,7 @@ from pybpfasm.kernel.context import SkBuff, SkLookup, SkMsgMd, SockAddr, SockOps
 from pybpfasm.kernel.enums import AttachType, ProgType
 from pybpfasm.layout import ByteOrder, Struct
 from pybpfasm.maps import MapSpec
-from pybpfasm.source import resolve
+from pybpfasm.source import forget, raised_at, record, resolve
 
 if TYPE_CHECKING:
     from pybpfasm.btf import BtfBuilder
@@ -198,28 +199,38 @@ class ProgramSpec:
             )
         starts = {function.slot for function in self.functions}
         records = []
-        last: tuple[str, int] | None = None
+        pack = struct.Struct(order + "IIII").pack
+        last_file, last_line = "", -1
         for slot, insn in zip(self._starts, self.instructions, strict=True):
             if insn.origin is None:
                 continue
-            where = resolve(insn.origin)
-            if (where.filename, where.line) == last and slot not in starts:
+            filename, line, text = record(insn.origin)
+            if line == last_line and filename == last_file and slot not in starts:
                 continue
-            last = (where.filename, where.line)
+            last_file, last_line = filename, line
             records.append(
-                struct.pack(
-                    order + "IIII",
-                    slot,
-                    builder.string(where.filename),
-                    builder.string(where.text),
-                    min(where.line, (1 << 22) - 1) << 10,
-                )
+                pack(slot, builder.string(filename), builder.string(text), min(line, (1 << 22) - 1) << 10)
             )
         return builder.to_bytes(), b"".join(func_info), b"".join(records)
 
     @staticmethod
     def _context_pointer(builder: BtfBuilder, context: type[Struct]) -> int:
         return builder.add_ptr(builder.add_fwd(context.kernel_name))
+
+
+@contextmanager
+def _writing(b: Asm) -> Iterator[None]:
+    """Run a program's Python function: a misspelt register is an error of its line like all others."""
+    try:
+        yield
+    except AttributeError as error:
+        if not str(error).startswith("'Asm' object "):
+            raise
+        raise AsmError(
+            str(error).replace("'Asm' object", "the assembler"), raised_at(error, b.entry)
+        ) from None
+    finally:
+        forget()
 
 
 P = ParamSpec("P")
@@ -261,7 +272,8 @@ class Subprogram:
     def write(self, byteorder: ByteOrder) -> Asm:
         """The subprogram's own instructions."""
         b = Asm(self.name, self._function.__code__, byteorder)
-        self._function(b, *self._settings)
+        with _writing(b):
+            self._function(b, *self._settings)
         return b
 
     @property
@@ -319,7 +331,8 @@ class Template(Generic[P]):
     def build_for(self, byteorder: ByteOrder, *args: P.args, **kwargs: P.kwargs) -> ProgramSpec:
         """As `build`, for a machine of the given byte order."""
         main = Asm(self.name, self._function.__code__, byteorder)
-        self._function(main, self.context(main.r1), *args, **kwargs)
+        with _writing(main):
+            self._function(main, self.context(main.r1), *args, **kwargs)
         instructions = list(main.finish())
         functions = [Function(self.name, 0, (), self.context, main.labels())]
         entries: dict[Subprogram, int] = {}

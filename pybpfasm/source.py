@@ -26,6 +26,11 @@ _INTERNAL = frozenset(os.path.join(_HERE, name) for name in ("asm.py", "layout.p
 _MODULES: dict[str, str] = {}
 
 
+# The chain of callers found last, by the frame that it begins at: a macro writes several instructions in a
+# row. The frame is held, or another one could come to lie at its address.
+_last_callers: tuple[FrameType | None, int, CodeType | None, Origin | None] = (None, 0, None, None)
+
+
 def capture(entry: CodeType | None, depth: int = 2) -> Origin:
     """The origin of the statement being executed *depth* frames above, up to the function *entry*."""
     frame: FrameType | None = sys._getframe(depth)
@@ -34,48 +39,74 @@ def capture(entry: CodeType | None, depth: int = 2) -> Origin:
     if frame is None:
         raise RuntimeError("no Python frame outside the assembler")
     code = frame.f_code
+    if code is entry or entry is None:
+        if code.co_filename not in _MODULES:
+            _MODULES[code.co_filename] = frame.f_globals.get("__name__", "")
+        return (code, frame.f_lasti, None)
     if code.co_filename not in _MODULES:
         _MODULES[code.co_filename] = frame.f_globals.get("__name__", "")
-    if code is entry or entry is None:
-        return (code, frame.f_lasti, None)
     return (code, frame.f_lasti, _callers(frame.f_back, entry))
 
 
 def _callers(frame: FrameType | None, entry: CodeType) -> Origin | None:
+    global _last_callers
+    if frame is None:
+        return None
+    last = _last_callers
+    lasti = frame.f_lasti
+    if last[0] is frame and last[1] == lasti and last[2] is entry:
+        return last[3]
     chain: list[tuple[CodeType, int]] = []
-    while frame is not None:
-        code = frame.f_code
+    at: FrameType | None = frame
+    while at is not None:
+        code = at.f_code
         if code.co_filename not in _INTERNAL:
             if code.co_filename not in _MODULES:
-                _MODULES[code.co_filename] = frame.f_globals.get("__name__", "")
-            chain.append((code, frame.f_lasti))
+                _MODULES[code.co_filename] = at.f_globals.get("__name__", "")
+            chain.append((code, at.f_lasti))
             if code is entry:
                 break
-        frame = frame.f_back
+        at = at.f_back
     else:
         return None
     origin: Origin | None = None
     for code, lasti in reversed(chain):
         origin = (code, lasti, origin)
+    _last_callers = (frame, lasti, entry, origin)
     return origin
 
 
-@lru_cache(maxsize=4096)
-def _line_starts(code: CodeType) -> tuple[list[int], list[int]]:
-    offsets: list[int] = []
-    lines: list[int] = []
-    for offset, line in dis.findlinestarts(code):
-        if line is not None:
-            offsets.append(offset)
-            lines.append(line)
-    return offsets, lines
+def forget() -> None:
+    """Let go of the frame that was seen last."""
+    global _last_callers
+    _last_callers = (None, 0, None, None)
 
 
-def line_of(code: CodeType, lasti: int) -> int:
-    """The line of *code* at bytecode offset *lasti*."""
-    offsets, lines = _line_starts(code)
-    index = bisect.bisect_right(offsets, lasti) - 1
-    return lines[index] if index >= 0 else code.co_firstlineno
+class _Lines:
+    """The lines of one code object, looked up by bytecode offset."""
+
+    __slots__ = ("code", "filename", "found", "lines", "offsets")
+
+    def __init__(self, code: CodeType) -> None:
+        self.code = code  # held, so that its id stays its own
+        self.filename = module_path(code.co_filename)
+        self.offsets: list[int] = []
+        self.lines: list[int] = []
+        self.found: dict[int, tuple[str, int, str]] = {}
+        for offset, line in dis.findlinestarts(code):
+            if line is not None:
+                self.offsets.append(offset)
+                self.lines.append(line)
+
+    def at(self, lasti: int) -> tuple[str, int, str]:
+        index = bisect.bisect_right(self.offsets, lasti) - 1
+        line = self.lines[index] if index >= 0 else self.code.co_firstlineno
+        text = linecache.getline(self.code.co_filename, line).strip()
+        return self.filename, line, text
+
+
+# By id, because the hash of a code object takes a walk through all that is in it.
+_lines: dict[int, _Lines] = {}
 
 
 @lru_cache(maxsize=1024)
@@ -89,16 +120,40 @@ def module_path(path: str) -> str:
     return parts[-1]
 
 
+def record(origin: Origin) -> tuple[str, int, str]:
+    """File name, line and source text of *origin*, without its callers."""
+    code, lasti, _ = origin
+    lines = _lines.get(id(code))
+    if lines is None:
+        lines = _lines[id(code)] = _Lines(code)
+    found = lines.found.get(lasti)
+    if found is None:
+        found = lines.found[lasti] = lines.at(lasti)
+    return found
+
+
 def resolve(origin: Origin) -> SourceLocation:
     """The location that *origin* stands for, with its source text where the file can be read."""
-    code, lasti, caller = origin
-    line = line_of(code, lasti)
-    text = linecache.getline(code.co_filename, line).strip()
+    code, _, caller = origin
+    filename, line, text = record(origin)
     return SourceLocation(
-        filename=module_path(code.co_filename),
+        filename=filename,
         line=line,
         function=code.co_qualname,
         text=text,
         path=code.co_filename,
         caller=None if caller is None else resolve(caller),
     )
+
+
+def raised_at(error: BaseException, entry: CodeType | None) -> SourceLocation | None:
+    """Where in a program's own lines *error* was raised."""
+    trace = error.__traceback__
+    origin: Origin | None = None
+    while trace is not None:
+        code = trace.tb_frame.f_code
+        if (code is entry or origin is not None) and code.co_filename not in _INTERNAL:
+            _MODULES.setdefault(code.co_filename, trace.tb_frame.f_globals.get("__name__", ""))
+            origin = (code, trace.tb_lasti, origin)
+        trace = trace.tb_next
+    return None if origin is None else resolve(origin)
