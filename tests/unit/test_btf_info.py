@@ -41,13 +41,13 @@ def test_func_info_byte_by_byte() -> None:
 
 
 def test_line_info_byte_by_byte() -> None:
-    records = [LineInfo(0, 1, 9, 1, 1), LineInfo(2, 1, 30, 513, 7)]
+    records = [LineInfo(0, 1, 9, 1, 1), LineInfo(2, 1, 30, 513, 775)]
     data = pack_line_info(records)
     assert data.hex(" ", -4) == (
         "00000000 01000000 09000000 01040000"  # line 1 << 10 | column 1
-        " 02000000 01000000 1e000000 07040800"  # 513 << 10 | 7 = 0x80407
+        " 02000000 01000000 1e000000 07070800"  # 513 << 10 | 775 = 0x80707
     )
-    assert pack_line_info(records, "big")[-4:].hex() == "00080407"
+    assert pack_line_info(records, "big")[-4:].hex() == "00080707"
     assert unpack_line_info(data) == records
 
 
@@ -134,16 +134,18 @@ def test_compiled_section_comes_out_as_it_went_in(order: str) -> None:
 
 def test_section_byte_by_byte() -> None:
     builder = BtfBuilder()
-    ext = BtfExt({"tc": [FuncInfo(0, 7)]}, {"tc": [LineInfo(8, 2, 3, 4, 5)]})
+    ext = BtfExt({"tc": [FuncInfo(0, 7)]}, {"tc": [LineInfo(8, 2, 3, 4, 775)]})
     assert ext.to_bytes(builder).hex(" ", -4) == (
         "9feb0100 20000000"  # magic, version, flags, header of 32 bytes
         " 00000000 14000000"  # func_info: at 0, 20 bytes
         " 14000000 1c000000"  # line_info: at 20, 28 bytes
         " 30000000 00000000"  # core_relo: none
         " 08000000 01000000 01000000 00000000 07000000"  # record size, section name, count, the record
-        " 10000000 01000000 01000000 08000000 02000000 03000000 05100000"
+        " 10000000 01000000 01000000 08000000 02000000 03000000 07130000"
     )
     assert builder.string("tc") == 1
+    data = ext.to_bytes(builder)
+    assert BtfExt.parse(data, Btf.parse(builder.to_bytes())).line_info == ext.line_info
 
 
 def test_header_without_relocations_is_read() -> None:

@@ -135,6 +135,10 @@ def test_a_name_may_be_the_tail_of_another() -> None:
     btf = Btf.parse(raw_btf(types, b"\0hint\0"))
     assert [t.id for t in btf.all_by_name("int")] == [2]
     assert [t.id for t in btf.all_by_name("hint")] == [1]
+    # And the same name may be stored twice.
+    types += words(6, 0x07000000, 0)
+    btf = Btf.parse(raw_btf(types, b"\0hint\0int\0"))
+    assert [t.id for t in btf.all_by_name("int")] == [2, 3]
 
 
 def test_types_by_id(kinds: Btf) -> None:
@@ -235,6 +239,7 @@ def test_split_btf_continues_its_base() -> None:
     assert btf.count == 5
     assert btf.definition(3) == "typedef int *mine;"
     assert btf.type(1).name == "int"
+    assert (btf.string(1), btf.string(size), btf.type(3).name) == ("int", "mine", "mine")
     assert btf.by_name("int") == btf.type(4), "its own types first"
     assert btf.dump().splitlines()[0] == "[2] PTR '(anon)' type_id=1"
     with pytest.raises(BtfError, match="don't begin with a zero byte"):
@@ -284,14 +289,14 @@ def test_every_truncation_is_an_error() -> None:
 
 
 def test_references_and_names_that_lead_nowhere() -> None:
-    btf = Btf.parse(raw_btf(words(9, 0x02000000, 7)))
-    with pytest.raises(BtfError, match="type 1 refers to type 7, but ids go from 0 to 1"):
+    btf = Btf.parse(raw_btf(words(9, 0x02000000, 2)))
+    with pytest.raises(BtfError, match="type 1 refers to type 2, but ids go from 0 to 1"):
         _ = btf.type(1).type_id
     with pytest.raises(BtfError, match="string offset 9 is outside the 1 bytes"):
         _ = btf.type(1).name
     with pytest.raises(BtfError, match="type 1 has a name at string offset 9"):
         btf.validate()
-    assert btf.dump() == "[1] PTR '(bad string offset 9)' type_id=7\n", "shown as far as it can be read"
+    assert btf.dump() == "[1] PTR '(bad string offset 9)' type_id=2\n", "shown as far as it can be read"
 
 
 def test_property_of_another_kind() -> None:
@@ -321,6 +326,10 @@ def test_text_stays_in_proportion() -> None:
     """Thirty unnamed structures, each with two of the next: a billion leaves if all were written out."""
     types = b"".join(words(0, 0x04000002, 8, 0, i + 1, 0, 0, i + 1, 32) for i in range(1, 31))
     btf = Btf.parse(raw_btf(types + words(0, 0x02000000, 0)))
+    with pytest.raises(BtfError, match="more than 1048576 characters"):
+        btf.definition(1)
+    sections = b"".join(words(0, 0x0F000002, 8, i + 1, 0, 4, i + 1, 4, 4) for i in range(1, 31))
+    btf = Btf.parse(raw_btf(sections + words(0, 0x0F000000, 0)))
     with pytest.raises(BtfError, match="more than 1048576 characters"):
         btf.definition(1)
     protos = b"".join(words(0, 0x0D000002, 0, 0, i + 1, 0, i + 1) for i in range(1, 31))
