@@ -1,0 +1,468 @@
+# SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only
+"""The command line: ``python -m loader``, or ``pybpfasm-loader``.
+
+Exit codes: 0 done, 1 failed, 2 usage; 128 and the signal's number where a signal ended it. Facts go to
+standard output, warnings and errors to standard error, and no traceback reaches a user who has not asked for
+one with ``--debug``. What a command needs is imported when it runs, so that ``up`` starts quickly.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Final, NoReturn
+
+from loader.errors import LoaderError, UsageError
+
+if TYPE_CHECKING:
+    from loader.instance import Result
+    from loader.plan import Plan, Request
+
+__all__ = ["main"]
+
+DONE, FAILED, USAGE = 0, 1, 2
+PROG: Final = "python -m loader"
+CLSACT_VARIABLE: Final = "PYBPFASM_ATTACH"  # "clsact": do without TCX, for tests
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors say what was meant, and end with status 2."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(_friendlier(self, message), hint=f"`{self.prog} --help` shows what can be said")
+
+
+def _friendlier(parser: argparse.ArgumentParser, message: str) -> str:
+    """Add to argparse's own words what was probably meant."""
+    import difflib
+    import re
+
+    if found := re.search(r"invalid choice: '([^']*)'", message):
+        close = difflib.get_close_matches(found[1], COMMANDS, n=1)
+        wanted = f"; did you mean {close[0]!r}?" if close else f"; known are {', '.join(COMMANDS)}"
+        return f"there is no command {found[1]!r}{wanted}"
+    if found := re.match(r"unrecognized arguments: (-\S+)", message):
+        options = [o for o in parser._option_string_actions if o.startswith("--")]
+        close = difflib.get_close_matches(found[1].partition("=")[0], options, n=1)
+        if close:
+            return f"{message}; did you mean {close[0]}?"
+    return message
+
+
+class Clock:
+    """Notes how long each step took; reads as ``{"step": milliseconds}``."""
+
+    def __init__(self) -> None:
+        self.steps: dict[str, float] = {"start the interpreter": time.process_time() * 1000}
+        self._last = time.perf_counter()
+
+    def __call__(self, step: str) -> None:
+        now = time.perf_counter()
+        self.steps[step] = self.steps.get(step, 0.0) + (now - self._last) * 1000
+        self._last = now
+
+
+_clock = Clock()
+
+
+def say(text: str) -> None:
+    """Print a line for people on standard error."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def warn(text: str) -> None:
+    """Print a warning."""
+    say(f"warning: {text}")
+
+
+def _print_json(value: object) -> None:
+    import json
+
+    print(json.dumps(value, indent=2))
+
+
+# --- arguments ----------------------------------------------------------------------------------------------
+
+
+def _add_instance(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--name", default="default", metavar="NAME", help="which instance (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--bpffs", metavar="DIR", help="the bpf file system to use (default: the mounted one)"
+    )
+
+
+def _add_proxy(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--iface",
+        action="append",
+        required=True,
+        metavar="IF",
+        help="interface where clients come in; may be repeated; `lo` for clients on this host",
+    )
+    parser.add_argument(
+        "--ports", required=True, metavar="LIST", help="TCP ports to intercept, such as 8000,9000-9010"
+    )
+    parser.add_argument(
+        "--envoy-port", default="8080", metavar="PORT", help="the port of Envoy's listener (default: 8080)"
+    )
+    parser.add_argument(
+        "--mark",
+        default="4242",
+        metavar="VALUE[/MASK]",
+        help="SO_MARK of Envoy's own connections, decimal or 0x… (default: 4242)",
+    )
+    parser.add_argument(
+        "--no-accelerate",
+        action="store_true",
+        help="leave out the socket-to-socket short-cut between Envoy and the application",
+    )
+    parser.add_argument(
+        "--netns", metavar="NETNS", help="network namespace of the interfaces: a name, a path or a process id"
+    )
+    parser.add_argument(
+        "--cgroup", metavar="DIR", help="cgroup2 directory of Envoy and the application (default: the root)"
+    )
+    parser.add_argument("--flow-capacity", metavar="N", help="how many connections at once (default: 65536)")
+    _add_instance(parser)
+
+
+def _parser() -> Parser:
+    from loader import __doc__ as about
+
+    parser = Parser(
+        prog=PROG,
+        description="A transparent ingress proxy: TCP connections for an application go through Envoy.",
+        epilog="exit status: 0 done, 1 failed, 2 usage, 128+N ended by signal N",
+        allow_abbrev=False,
+    )
+    assert about
+    parser.add_argument("--debug", action="store_true", help="show the Python traceback of an error")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=Parser)
+
+    def command(name: str, text: str, epilog: str = "") -> argparse.ArgumentParser:
+        made = commands.add_parser(
+            name, help=text, description=text[0].upper() + text[1:] + ".", epilog=epilog, allow_abbrev=False
+        )
+        made.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+        return made
+
+    up = command("up", "assemble, load and attach the programs; again, to change settings in place")
+    _add_proxy(up)
+    up.add_argument("--dry-run", action="store_true", help="show what would be done, and touch nothing")
+    up.add_argument("--json", action="store_true", help="print facts as JSON")
+    up.add_argument("--timings", action="store_true", help="show where the time went")
+
+    down = command("down", "remove what up made")
+    _add_instance(down)
+    down.add_argument("--json", action="store_true", help="print facts as JSON")
+
+    status = command("status", "what is attached, what it did, and what is not as it should be")
+    _add_instance(status)
+    status.add_argument("--json", action="store_true", help="print facts as JSON")
+    status.add_argument(
+        "--watch",
+        nargs="?",
+        const=2.0,
+        type=float,
+        metavar="SECONDS",
+        help="again every SECONDS (default: 2)",
+    )
+
+    dump = command("dump", "listings of the programs with their Python lines")
+    _add_proxy(dump)
+    dump.add_argument("--program", metavar="NAME", help="only that one, pba_ingress say")
+
+    doctor = command("doctor", "what this host and kernel offer, what is missing, and what to do about it")
+    doctor.add_argument("--json", action="store_true", help="print facts as JSON")
+
+    demo = command("demo", "client, gateway, server, application and Envoy in network namespaces")
+    if "demo" in sys.argv:
+        from loader.demo import add_arguments
+
+        add_arguments(demo)
+    return parser
+
+
+def _request(arguments: argparse.Namespace) -> Request:
+    from loader.plan import Request
+    from programs.settings import Mark, Ports, Settings, SettingsError
+
+    def number(option: str, text: str) -> int:
+        if not (text.isascii() and text.isdigit()):
+            raise UsageError(f"{option} {text!r} is not a number", hint=f"write {option} 8080, say")
+        return int(text)
+
+    more: dict[str, Any] = {}
+    if arguments.flow_capacity is not None:
+        more["flow_capacity"] = number("--flow-capacity", arguments.flow_capacity)
+    try:
+        settings = Settings(
+            ports=Ports.parse(arguments.ports),
+            envoy_port=number("--envoy-port", arguments.envoy_port),
+            mark=Mark.parse(arguments.mark),
+            accelerate=not arguments.no_accelerate,
+            **more,
+        )
+    except SettingsError as error:
+        raise UsageError(str(error)) from None
+    return Request(
+        interfaces=tuple(arguments.iface),
+        settings=settings,
+        name=arguments.name,
+        netns=arguments.netns,
+        cgroup=arguments.cgroup,
+        bpffs=arguments.bpffs,
+        clsact=os.environ.get(CLSACT_VARIABLE) == "clsact",
+    )
+
+
+# --- commands -----------------------------------------------------------------------------------------------
+
+
+def _plan_document(plan: Plan) -> dict[str, Any]:
+    from loader.status import where
+
+    settings = plan.settings
+    return {
+        "name": plan.request.name,
+        "mode": plan.mode.name,
+        "original_destination": plan.mode.original_destination,
+        "settings": {
+            "ports": str(settings.ports),
+            "envoy_port": settings.envoy_port,
+            "mark": str(settings.mark),
+            "accelerate": settings.accelerate,
+            "interfaces": [one.name for one in plan.interfaces],
+            "netns": plan.request.netns or "",
+            "cgroup": str(plan.cgroup.path),
+            "flow_capacity": settings.flow_capacity,
+        },
+        "hooks": [
+            {
+                "hook": hook.kind,
+                "where": where(hook),
+                "program": plan.programs[hook.program].name,
+                "slots": plan.programs[hook.program].slots,
+            }
+            for hook in plan.hooks
+        ],
+        "maps": [
+            {"map": pin, "type": spec.type.name.lower(), "max_entries": spec.max_entries}
+            for pin, spec in plan.maps.items()
+        ],
+        "warnings": list(plan.warnings),
+    }
+
+
+def _print_plan(document: dict[str, Any], plan: Plan) -> None:
+    settings = document["settings"]
+    cgroup, netns = settings["cgroup"], settings["netns"]
+    print(
+        f"  ports {settings['ports']} → Envoy on {settings['envoy_port']}; mark {settings['mark']}; "
+        f"cgroup {cgroup}{f'; network namespace {netns}' if netns else ''}"
+    )
+    for hook in document["hooks"]:
+        method = "" if plan.tcx or hook["hook"] not in ("ingress", "egress") else " by clsact"
+        print(f"  {hook['hook']:<11} {hook['where']:<10} {hook['program']} ({hook['slots']} slots){method}")
+
+
+def _up(arguments: argparse.Namespace) -> int:
+    request = _request(arguments)
+    if arguments.dry_run:
+        return _dry_run(request, arguments)
+    from loader.instance import up
+
+    _clock("import")
+    result = up(request, clock=_clock)
+    plan = result.plan
+    assert plan is not None
+    document = _plan_document(plan) | {
+        "changed": result.changed,
+        "created": result.created,
+        "path": str(result.path),
+        "warnings": result.warnings,
+    }
+    if arguments.json:
+        if arguments.timings:
+            document["timings_ms"] = {step: round(took, 2) for step, took in _clock.steps.items()}
+        _print_json(document)
+    else:
+        _print_result(result)
+        _print_plan(document, plan)
+        if arguments.timings:
+            for step, took in _clock.steps.items():
+                print(f"  {took:7.1f} ms  {step}")
+    for warning in result.warnings:
+        warn(warning)
+    return DONE
+
+
+def _print_result(result: Result) -> None:
+    what = "is up" if result.created else "has been changed" if result.changed else "was up like this already"
+    print(f"instance {result.name!r} {what}, pinned at {result.path}")
+
+
+def _dry_run(request: Request, arguments: argparse.Namespace) -> int:
+    from loader import plan as planning
+
+    with planning.make(request, dry=True) as plan:
+        document = _plan_document(plan)
+        if arguments.json:
+            document["listings"] = {name: spec.listing() for name, spec in plan.programs.items()}
+            _print_json(document)
+            return DONE
+        print(f"instance {request.name!r} would be (nothing was touched):")
+        _print_plan(document, plan)
+        for spec in plan.programs.values():
+            print(f"\n{spec.listing()}")
+        for warning in plan.warnings:
+            warn(warning)
+    return DONE
+
+
+def _down(arguments: argparse.Namespace) -> int:
+    from loader.instance import down
+
+    result = down(arguments.name, arguments.bpffs)
+    if arguments.json:
+        _print_json({"name": result.name, "changed": result.changed})
+    elif result.changed:
+        print(f"instance {result.name!r} is down: hooks, programs, maps and pins are removed")
+    else:
+        print(f"instance {result.name!r} is not up: there was nothing to remove{_others(arguments)}")
+    return DONE
+
+
+def _others(arguments: argparse.Namespace) -> str:
+    from loader.bpffs import BpfFs
+
+    fs = BpfFs.find(arguments.bpffs)
+    names = [name for name in (fs.instances() if fs is not None else []) if name != arguments.name]
+    return f" (up are: {', '.join(names)})" if names else ""
+
+
+def _status(arguments: argparse.Namespace) -> int:
+    if arguments.watch is None:
+        return _status_once(arguments)
+    if arguments.watch <= 0:
+        raise UsageError("--watch takes a number of seconds above 0", hint="write --watch 1")
+    while True:
+        if not arguments.json and sys.stdout.isatty():
+            print("\x1b[H\x1b[2J", end="")
+        code = _status_once(arguments)
+        if code != DONE:
+            return code
+        sys.stdout.flush()
+        time.sleep(arguments.watch)
+
+
+def _status_once(arguments: argparse.Namespace) -> int:
+    from loader.instance import open_instance
+    from loader.status import document, render
+
+    instance = open_instance(arguments.name, arguments.bpffs)
+    if instance is None:
+        raise LoaderError(
+            f"instance {arguments.name!r} is not up{_others(arguments)}",
+            hint="`up` brings one up; --name says which is meant",
+        )
+    with instance:
+        found = document(instance)
+    if arguments.json:
+        _print_json(found)
+    else:
+        render(found)
+    return DONE
+
+
+def _dump(arguments: argparse.Namespace) -> int:
+    from loader import plan as planning
+
+    with planning.make(_request(arguments), dry=True) as plan:
+        wanted = arguments.program
+        specs = [s for s in plan.programs.values() if wanted is None or s.name == wanted]
+        if not specs:
+            raise UsageError(
+                f"there is no program {wanted!r}",
+                hint=f"there are {', '.join(sorted({s.name for s in plan.programs.values()}))}",
+            )
+        print("\n\n".join(spec.listing() for spec in specs))
+    return DONE
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    from loader import doctor
+
+    return doctor.run(json=arguments.json)
+
+
+def _demo(arguments: argparse.Namespace) -> int:
+    from loader import demo
+
+    return demo.run(arguments)
+
+
+COMMANDS: Final[dict[str, Callable[[argparse.Namespace], int]]] = {
+    "up": _up,
+    "down": _down,
+    "status": _status,
+    "dump": _dump,
+    "doctor": _doctor,
+    "demo": _demo,
+}
+
+
+# --- the way in ---------------------------------------------------------------------------------------------
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit status. Nothing but SystemExit(0) of --help is ever raised."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in words
+    try:
+        return _run(words)
+    except LoaderError as error:
+        if debug:
+            raise
+        from loader.instance import Interrupted
+
+        say(f"error: {error}")
+        if error.hint:
+            say(f"  {error.hint}")
+        if isinstance(error, Interrupted):
+            return 128 + error.signum
+        return USAGE if isinstance(error, UsageError) else FAILED
+    except KeyboardInterrupt:
+        say("interrupted")
+        return 130
+    except BrokenPipeError:
+        # Who read our output has gone; nothing more can be said there.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+    except Exception as error:
+        if debug:
+            raise
+        from pybpfasm.errors import PybpfasmError
+
+        if isinstance(error, PybpfasmError):
+            say(f"error: {error}")
+            return FAILED
+        command = next((word for word in words if word in COMMANDS), "")
+        say(
+            f"error: internal error in {PROG} {command}: {type(error).__name__}: {error}".rstrip()
+            + f"\n  this is a defect: please report it with what `{PROG} --debug {' '.join(words)}` prints"
+        )
+        return FAILED
+
+
+def _run(words: list[str]) -> int:
+    parser = _parser()
+    arguments = parser.parse_args(words)
+    if arguments.command is None:
+        raise UsageError("no command was given", hint=f"known are {', '.join(COMMANDS)}; see --help")
+    return COMMANDS[arguments.command](arguments)

@@ -1,0 +1,214 @@
+# SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only
+"""From what was asked for to what will be done: everything is looked at, nothing is touched.
+
+:func:`make` checks a :class:`Request` against this host and returns a :class:`Plan`, or raises the error that
+says what cannot be. Only with a plan in hand does :mod:`loader.instance` begin to change anything.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from collections.abc import Iterable
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Final, Self
+
+from loader import bpffs, modes
+from loader.bpffs import BpfFs
+from loader.cgroup import Cgroup
+from loader.errors import CapabilityError, LoaderError, UsageError
+from loader.netns import Interface, NetNs, interface, listeners
+from loader.objects import capabilities
+from programs.settings import Settings, SettingsError
+
+if TYPE_CHECKING:
+    from pybpfasm.maps import MapSpec
+    from pybpfasm.program import ProgramSpec
+
+__all__ = ["Plan", "Request", "envoy_warning", "make", "netns_cookie"]
+
+_SO_NETNS_COOKIE: Final = 71  # asm-generic/socket.h, from 5.14
+
+# What `up` needs in any case, and why.
+NEEDED: Final = {
+    "CAP_BPF": "to load programs and make maps",
+    "CAP_NET_ADMIN": "to attach them to the network",
+    "CAP_PERFMON": "for what the programs do with pointers",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What was asked for. ``settings`` are as the command line gave them, before the kernel was probed.
+
+    ``netns`` is a name, a path or a process id; ``cgroup`` and ``bpffs`` are directories; None is the
+    caller's own namespace, the root of cgroup2, and the bpf file system that the mount table shows.
+    """
+
+    interfaces: tuple[str, ...]
+    settings: Settings
+    name: str = "default"
+    mode: str = modes.DEFAULT
+    netns: str | None = None
+    cgroup: str | None = None
+    bpffs: str | None = None
+    clsact: bool = False  # use it even where the kernel has TCX, for tests
+
+
+@dataclass(slots=True)
+class Plan:
+    """What `up` would do here. A context: it holds the namespace and the cgroup open."""
+
+    request: Request
+    mode: modes.Mode
+    settings: Settings
+    netns: NetNs
+    netns_cookie: int
+    interfaces: tuple[Interface, ...]
+    cgroup: Cgroup
+    bpffs: BpfFs | None  # None: one has to be mounted
+    tcx: bool
+    maps: dict[str, MapSpec]
+    programs: dict[str, ProgramSpec]
+    hooks: tuple[modes.Hook, ...]
+    warnings: list[str] = field(default_factory=list)
+    _stack: ExitStack = field(default_factory=ExitStack)
+
+    def close(self) -> None:
+        """Close the namespace and the cgroup."""
+        self._stack.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def make(request: Request, *, dry: bool = False) -> Plan:
+    """Check everything and return the plan.
+
+    With ``dry`` nothing is asked of the kernel that takes a capability: what it offers is assumed then.
+    Raises :class:`~loader.errors.LoaderError`.
+    """
+    bpffs.check_name(request.name)
+    mode = modes.get(request.mode)
+    if not request.interfaces:
+        raise UsageError("no interface was named", hint="name at least one, such as --iface eth0")
+    with ExitStack() as stack:
+        netns = stack.enter_context(NetNs.open(request.netns))
+        if not dry:
+            check_capabilities(request, netns)
+        with netns.entered():
+            interfaces = _interfaces(request.interfaces)
+            cookie = netns_cookie()
+            warning = envoy_warning(request.settings)
+        cgroup = stack.enter_context(Cgroup.open(request.cgroup))
+        found = None if dry and request.bpffs is None else BpfFs.find(request.bpffs)
+        if found is None and not dry and not bpffs.DEFAULT_MOUNT.is_dir():
+            raise LoaderError(
+                f"no bpf file system is mounted, and {bpffs.DEFAULT_MOUNT} does not exist",
+                hint="mount one somewhere (mount -t bpf bpf DIR) and name it with --bpffs DIR",
+            )
+        settings, tcx = (request.settings, not request.clsact) if dry else _probe(request)
+        programs = mode.programs(settings, interfaces)
+        return Plan(
+            request=request,
+            mode=mode,
+            settings=settings,
+            netns=netns,
+            netns_cookie=cookie,
+            interfaces=interfaces,
+            cgroup=cgroup,
+            bpffs=found,
+            tcx=tcx,
+            maps=mode.maps(settings),
+            programs=programs,
+            hooks=mode.hooks(settings, interfaces),
+            warnings=[warning] if warning else [],
+            _stack=stack.pop_all(),
+        )
+
+
+def check_capabilities(request: Request, netns: NetNs) -> None:
+    """Raise :class:`~loader.errors.CapabilityError` that names every capability that will be missed."""
+    needed = dict(NEEDED)
+    if not netns.is_current:
+        needed["CAP_SYS_ADMIN"] = "to enter the network namespace"
+    elif BpfFs.find(request.bpffs) is None:
+        needed["CAP_SYS_ADMIN"] = "to mount a bpf file system"
+    missing = missing_capabilities(needed)
+    if missing:
+        raise CapabilityError(
+            "this process lacks " + ", ".join(f"{name} ({needed[name]})" for name in missing),
+            missing=missing,
+            hint="run it as root, with sudo say"
+            if os.geteuid() != 0
+            else "this is root without its usual capabilities: give the container or service "
+            + " ".join(missing),
+        )
+
+
+def missing_capabilities(needed: Iterable[str]) -> list[str]:
+    """Return which of the capabilities are missing; CAP_SYS_ADMIN includes CAP_BPF and CAP_PERFMON."""
+    have = capabilities()
+    admin = "CAP_SYS_ADMIN" in have
+    return [n for n in needed if n not in have and not (admin and n in ("CAP_BPF", "CAP_PERFMON"))]
+
+
+def _interfaces(names: Iterable[str]) -> tuple[Interface, ...]:
+    found: dict[int, Interface] = {}
+    for name in names:
+        one = interface(name)
+        found.setdefault(one.index, one)
+    return tuple(found.values())
+
+
+def netns_cookie() -> int:
+    """Return the cookie of the calling thread's network namespace, which is never used again.
+
+    0 before 5.14.
+    """
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as probe:
+        try:
+            return int.from_bytes(probe.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8), sys.byteorder)
+        except OSError:
+            return 0
+
+
+def envoy_warning(settings: Settings) -> str:
+    """Say what will happen if nobody listens at Envoy's port in the calling thread's namespace; else nothing."""
+    port = settings.envoy_port
+    found = listeners(port)
+    if not found:
+        return (
+            f"nothing listens on TCP port {port}, Envoy's: connections to {settings.ports} will be refused "
+            "until it does"
+        )
+    if not any(one.is_any for one in found):
+        addresses = ", ".join(sorted(str(one.address) for one in found))
+        return (
+            f"on TCP port {port}, Envoy's, only {addresses} is listened on: connections to {settings.ports} "
+            "at other addresses will be refused; let the listener bind 0.0.0.0 or ::"
+        )
+    return ""
+
+
+def _probe(request: Request) -> tuple[Settings, bool]:
+    """Return the settings with what this kernel offers, and whether it has TCX."""
+    settings = request.settings
+    try:
+        return replace(settings), not request.clsact
+    except SettingsError as error:  # cannot be: they were right before
+        raise LoaderError(str(error)) from None
+
+
+def default_mount() -> Path:
+    """Return where a bpf file system is mounted when there is none."""
+    return bpffs.DEFAULT_MOUNT

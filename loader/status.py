@@ -1,0 +1,232 @@
+# SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only
+"""``status``: what an instance is, what it does, and what is not as it should be; for programs and people."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from loader.errors import LoaderError
+from loader.instance import Attached, Instance, namespace_of
+from loader.modes import Hook, Target
+from loader.netns import NetNs, interface_name, listeners
+from loader.objects import Map, Program, prog_query
+from pybpfasm.kernel.enums import MapType
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+__all__ = ["document", "hook_place", "render"]
+
+# Maps whose entries cannot be counted from outside.
+_UNCOUNTED = frozenset({MapType.SK_STORAGE, MapType.ARRAY, MapType.PERCPU_ARRAY})
+
+
+def document(instance: Instance) -> dict[str, Any]:
+    """Return everything that is known of an instance, as plain data for JSON.
+
+    ``counters`` by hook and name, summed over the CPUs; ``hooks`` each with its program, ``maps`` with their
+    fill, ``settings``, ``envoy``, and ``drift``: one line for each thing that is not as ``up`` left it.
+    """
+    netns = namespace_of(instance)
+    try:
+        drift = instance.drift()
+        if netns is None and instance.value is not None:
+            drift.append("the network namespace of its interfaces is gone, or hidden from this process")
+        mode, settings = instance.mode, instance.settings
+        return {
+            "name": instance.name,
+            "path": str(instance.path),
+            "settings": _settings(instance),
+            "hooks": [_hook(one, netns, drift) for one in instance.attached()],
+            "counters": mode.counters(instance.maps) if mode is not None else {},
+            "maps": [_map(name, one) for name, one in sorted(instance.maps.items())],
+            "envoy": _envoy(settings.envoy_port, netns) if settings is not None else {},
+            "drift": drift,
+        }
+    finally:
+        if netns is not None:
+            netns.close()
+
+
+def _settings(instance: Instance) -> dict[str, Any]:
+    value, settings = instance.value, instance.settings
+    if value is None or settings is None:
+        return {}
+    return {
+        "mode": value.mode,
+        "ports": str(settings.ports),
+        "envoy_port": settings.envoy_port,
+        "mark": str(settings.mark),
+        "accelerate": settings.accelerate,
+        "interfaces": [one.name for one in instance.interfaces],
+        "netns": value.netns,
+        "netns_inode": value.netns_inode,
+        "cgroup": value.cgroup,
+        "cgroup_id": value.cgroup_id,
+        "flow_capacity": settings.flow_capacity,
+        "socket_capacity": settings.socket_capacity,
+        "handshake_seconds": settings.handshake_seconds,
+        "linger_seconds": settings.linger_seconds,
+        "idle_seconds": settings.idle_seconds,
+        "timers": settings.timers,
+        "coarse_clock": settings.coarse_clock,
+        "netns_cookie": settings.netns_cookie,
+    }
+
+
+def _hook(one: Attached, netns: NetNs | None, drift: list[str]) -> dict[str, Any]:
+    hook, info = one.hook, one.info
+    found: dict[str, Any] = {"hook": hook.kind, "method": one.method, "attached": not one.problem}
+    if hook.interface is not None:
+        found["interface"] = hook.interface.name
+        found["ifindex"] = hook.interface.index
+        if netns is not None:
+            with netns.entered():
+                name = interface_name(hook.interface.index)
+                if name is not None and name != hook.interface.name:
+                    drift.append(f"interface {hook.interface.name} is called {name} now")
+                    found["interface"] = name
+                found["beside"] = _beside(one)
+                before = [other for other in found["beside"] if other["runs"] == "before"]
+        else:
+            before = []
+        for other in before:
+            drift.append(
+                f"program {other['name']!r} ({other['program_id']}) runs before {hook.kind} on "
+                f"{found['interface']}: it can let traffic past the proxy"
+            )
+    if info is not None:
+        found["link_id"] = info.id
+    if one.program is not None:
+        details = one.program.info()
+        found["program"] = {
+            "id": details.id,
+            "name": details.name,
+            "tag": details.tag.hex(),
+            "run_count": details.run_cnt,
+            "run_time_ns": details.run_time_ns,
+        }
+    if one.problem:
+        found["problem"] = one.problem
+    return found
+
+
+def _beside(one: Attached) -> list[dict[str, Any]]:
+    """The other programs at a TCX hook, and whether they run before ours or after it."""
+    assert one.hook.interface is not None
+    if one.link is None or one.info is None or one.problem or one.method != "tcx":
+        return []
+    found: list[dict[str, Any]] = []
+    runs = "before"
+    for entry in prog_query(one.hook.interface.index, one.hook.attach_type).entries:
+        if entry.link_id == one.info.id:
+            runs = "after"
+            continue
+        name = "?"
+        with contextlib.suppress(LoaderError):
+            with Program.from_id(entry.prog_id) as program:
+                name = program.info().name
+        found.append({"program_id": entry.prog_id, "name": name, "runs": runs})
+    return found
+
+
+def _map(name: str, one: Map) -> dict[str, Any]:
+    kind = one.type.name.lower() if isinstance(one.type, MapType) else str(one.type)
+    found: dict[str, Any] = {"map": name, "id": one.id, "type": kind, "max_entries": one.max_entries}
+    if one.type not in _UNCOUNTED:
+        found["entries"] = one.count()
+    return found
+
+
+def _envoy(port: int, netns: NetNs | None) -> dict[str, Any]:
+    if netns is None:
+        return {"port": port, "listening": False, "addresses": []}
+    with netns.entered():
+        addresses = sorted({str(one.address) for one in listeners(port)})
+    return {"port": port, "listening": bool(addresses), "addresses": addresses}
+
+
+def hook_place(hook: Mapping[str, Any]) -> str:
+    """Where a hook of the document is, in a word."""
+    return str(
+        hook.get("interface") or ("cgroup" if hook["hook"] in ("getsockopt", "sockops") else "sockets")
+    )
+
+
+def where(hook: Hook) -> str:
+    """Where a hook of a plan is, in a word."""
+    if hook.interface is not None:
+        return hook.interface.name
+    return hook.map or hook.target.value if hook.target is Target.MAP else hook.target.value
+
+
+def render(status: Mapping[str, Any], console: Console | None = None) -> None:
+    """Print the document for people."""
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+
+    out = console or Console(highlight=False)
+
+    def table(title: str, *columns: str) -> Table:
+        return Table(*columns, title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+
+    settings = status["settings"]
+    out.print(f"[bold]{status['name']}[/bold]", end="")
+    if settings:
+        out.print(
+            f": ports {settings['ports']} on {', '.join(settings['interfaces'])} to Envoy on "
+            f"{settings['envoy_port']}, mark {settings['mark']}, "
+            f"{'accelerated' if settings['accelerate'] else 'not accelerated'}"
+        )
+        out.print(f"cgroup {settings['cgroup']}, pinned at {status['path']}", markup=False)
+    else:
+        out.print()
+    envoy = status["envoy"]
+    if envoy:
+        if envoy["listening"]:
+            out.print(f"[green]✓[/green] Envoy's port {envoy['port']} is listened on")
+        else:
+            out.print(
+                f"[red]✗[/red] nothing listens on Envoy's port {envoy['port']}: "
+                "intercepted connections are refused"
+            )
+    for line in status["drift"]:
+        out.print("[yellow]![/yellow] ", end="")
+        out.print(line, markup=False)
+
+    hooks = table("Hooks", "hook", "where", "by", "program", "runs", "ns/run", "")
+    for hook in status["hooks"]:
+        program = hook.get("program")
+        runs = program["run_count"] if program else 0
+        hooks.add_row(
+            hook["hook"],
+            hook_place(hook),
+            hook["method"],
+            f"{program['name']} {program['id']} {program['tag']}" if program else "",
+            str(runs) if runs else "",
+            f"{program['run_time_ns'] / runs:.0f}" if program and runs else "",
+            "[green]attached[/green]" if hook["attached"] else "[red]not attached[/red]",
+        )
+        for other in hook.get("beside", ()):
+            hooks.add_row(
+                "", "", "", f"{other['name']} {other['program_id']}", "", "", f"{other['runs']} ours"
+            )
+    out.print(hooks)
+    counters = table("Counters", "hook", "what", "number")
+    for hook_name, named in status["counters"].items():
+        for name, value in named.items():
+            if value:
+                color = "red" if name.startswith(("dropped", "failed")) else "default"
+                counters.add_row(hook_name, f"[{color}]{name}[/{color}]", f"{value:,}")
+                hook_name = ""
+    if counters.row_count:
+        out.print(counters)
+    else:
+        out.print("All counters are 0.")
+    maps = table("Maps", "map", "type", "entries", "of")
+    for one in status["maps"]:
+        maps.add_row(one["map"], one["type"], str(one.get("entries", "")), str(one["max_entries"] or ""))
+    out.print(maps)
