@@ -7,7 +7,16 @@ from typing import Final
 
 from programs.packet import flow_value
 from programs.settings import Settings
-from programs.shared import V4_MAPPED, Counters, FlowKey, count, find_counters, maps, store_v4_mapped
+from programs.shared import (
+    V4_MAPPED,
+    Counters,
+    FlowKey,
+    count,
+    find_counters,
+    maps,
+    only_own_netns,
+    store_v4_mapped,
+)
 from pybpfasm.asm import Asm, be32
 from pybpfasm.kernel.context import BpfSock, SockOpt
 from pybpfasm.kernel.enums import AttachType, Helper
@@ -62,6 +71,7 @@ def getsockopt(b: Asm, ctx: SockOpt, settings: Settings) -> None:
     sk = BpfSock(b.r7)
     b.r2 = sk.protocol
     b.If(b.r2 != IPPROTO_TCP).goto("keep")
+    only_own_netns(b, ctx, settings, "keep")
     b.r3 = sk.family
     b.If(b.w8 == SOL_IPV6).goto("ipv6")
 

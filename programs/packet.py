@@ -251,7 +251,8 @@ def follow(b: Asm, settings: Settings, key: FlowKey, flags: Mem, fin: int) -> No
     now(b, settings)
     flow.last_seen = b.r0
     b.r2 = flags
-    b.r3 = FLOW_ESTABLISHED
+    # Only the client can show that the SYN-ACK reached it: an answer to a forged SYN must not keep the entry.
+    b.r3 = 0 if from_server else FLOW_ESTABLISHED
     with b.If(b.r2 & TCP_FIN):
         b.r3 |= fin
     with b.If(b.r2 & TCP_RST):

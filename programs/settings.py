@@ -123,7 +123,9 @@ class Settings:
 
     ``flow_capacity`` is how many connections the flow map holds; the three times, in seconds, are how long an
     entry outlives its last packet: before the handshake is complete, once the connection has ended, and in
-    between. ``timers``, ``coarse_clock`` and ``netns_cookie`` are what the kernel offers, found by probing.
+    between. ``timers``, ``coarse_clock`` and ``netns_cookie`` are what the kernel offers, found by probing. ``netns`` is
+    the cookie of the network namespace whose interfaces the instance is attached to (0: not known); programs that
+    hang on a cgroup leave sockets of other namespaces alone.
     """
 
     ports: Ports
@@ -138,6 +140,7 @@ class Settings:
     timers: bool = True
     coarse_clock: bool = True
     netns_cookie: bool = True
+    netns: int = 0
 
     def __post_init__(self) -> None:
         if not 1 <= self.envoy_port <= MAX_PORT:

@@ -9,7 +9,8 @@ from functools import lru_cache
 from typing import Final
 
 from programs.settings import Settings
-from pybpfasm.asm import Asm, Label, Mem, Reg, be32
+from pybpfasm.asm import Asm, Label, Mem, Reg, be32, imm64
+from pybpfasm.kernel.context import SockOps, SockOpt
 from pybpfasm.kernel.enums import BPF_F_NO_PREALLOC, Helper, MapType
 from pybpfasm.layout import U8, U32, U64, Array, ArrayView, Be16, Be32, Bytes, Nested, Struct
 from pybpfasm.maps import MapSpec
@@ -221,6 +222,19 @@ def find_counters(b: Asm, settings: Settings, into: Reg, missing: str) -> None:
     b.call(Helper.map_lookup_elem)
     b.If(b.r0 == 0).goto(missing)
     setattr(b, into.name, b.r0)
+
+
+def only_own_netns(b: Asm, ctx: SockOpt | SockOps, settings: Settings, other: str) -> None:
+    """Jump to *other* for a socket outside the instance's network namespace, where that is known.
+
+    Addresses mean nothing across namespaces: two of them may well use the same ones. Clobbers r0 to r5.
+    """
+    if not (settings.netns and settings.netns_cookie):
+        return
+    b.r1 = ctx
+    b.call(Helper.get_netns_cookie)
+    b.r1 = imm64(settings.netns)
+    b.If(b.r0 != b.r1).goto(other)
 
 
 def count(b: Asm, counter: Mem, amount: Reg | int = 1) -> None:

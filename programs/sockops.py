@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import Final
 
 from programs.settings import Settings
-from programs.shared import Counters, SocketKey, count, find_counters, maps, match_ports
+from programs.shared import Counters, SocketKey, count, find_counters, maps, match_ports, only_own_netns
 from programs.socket import fill_socket_key
 from pybpfasm.asm import Asm, Label, be32
 from pybpfasm.kernel.context import BpfSock, SockOps
@@ -52,6 +52,7 @@ def sockops(b: Asm, ctx: SockOps, settings: Settings) -> None:
     port = Label("application_port")
     match_ports(b, b.r2, settings.ports.ranges, port, b.named("done"))
     b.label(port)
+    only_own_netns(b, ctx, settings, "done")
     fill_socket_key(b, ctx, settings, key, reverse=False, other="done")
     both_here(b, key, "done")
     find_counters(b, settings, b.r9, "done")
@@ -78,6 +79,7 @@ def sockops(b: Asm, ctx: SockOps, settings: Settings) -> None:
     if settings.mark.mask != 0xFFFFFFFF:
         b.w2 &= settings.mark.mask
     b.If(b.w2 != settings.mark.value).goto("done")
+    only_own_netns(b, ctx, settings, "done")
     fill_socket_key(b, ctx, settings, key, reverse=False, other="done")
     both_here(b, key, "done")
     find_counters(b, settings, b.r9, "done")
