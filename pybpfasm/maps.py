@@ -4,12 +4,13 @@
 from __future__ import annotations
 
 import re
+import sys
 from dataclasses import dataclass
 from typing import TypeAlias
 
 from pybpfasm.errors import LayoutError
 from pybpfasm.kernel.enums import MapType
-from pybpfasm.layout import Field, Struct
+from pybpfasm.layout import ByteOrder, Field, Struct
 
 MapMember: TypeAlias = "type[Struct] | Field | int | None"
 
@@ -95,14 +96,14 @@ class MapSpec:
             )
         return MapValue(self, offset)
 
-    def btf(self) -> tuple[bytes, int, int] | None:
+    def btf(self, byteorder: ByteOrder = sys.byteorder) -> tuple[bytes, int, int] | None:
         """BTF bytes with the type ids of key and value, or ``None`` where the kernel takes none for this
         map."""
         if self.type in _WITHOUT_BTF:
             return None
         from pybpfasm.btf import BtfBuilder
 
-        builder = BtfBuilder()
+        builder = BtfBuilder(byteorder)
         ids = []
         for member, fallback in ((self.key, "key"), (self.value, "value")):
             if isinstance(member, Field):

@@ -13,6 +13,7 @@ The function's further parameters are settings that become constants in the inst
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
