@@ -124,8 +124,8 @@ class Settings:
     ``flow_capacity`` is how many connections the flow map holds; the three times, in seconds, are how long an
     entry outlives its last packet: before the handshake is complete, once the connection has ended, and in
     between. ``timers``, ``coarse_clock`` and ``netns_cookie`` are what the kernel offers, found by probing.
-    ``netns`` is the cookie of the network namespace whose interfaces the instance is attached to (0: not known);
-    programs that hang on a cgroup leave sockets of other namespaces alone.
+    ``netns`` is the cookie of the network namespace whose interfaces the instance is attached to (0: not
+    known); programs that hang on a cgroup leave sockets of other namespaces alone.
     """
 
     ports: Ports

@@ -327,7 +327,7 @@ class Template(Generic[P]):
 
         Raises `AsmError` at the Python line of a mistake.
         """
-        return self.build_for("little", *args, **kwargs)
+        return self.build_for(sys.byteorder, *args, **kwargs)
 
     def build_for(self, byteorder: ByteOrder, *args: P.args, **kwargs: P.kwargs) -> ProgramSpec:
         """As `build`, for a machine of the given byte order."""
