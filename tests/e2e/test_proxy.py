@@ -8,6 +8,7 @@ the bytes that the sk_msg program counted; that nothing was lost, hashes at both
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -27,15 +28,25 @@ ECHO, HASH = 9000, 9001
 PORTS = "8000,9000-9001"
 TCP_SERVICES = [("echo", ECHO), ("hash", HASH)]
 
-# Envoy file, and the families that it serves.
-HTTP_FILES = {
-    "static": "4",
-    "static-ipv6": "6",
-    "original-dst": "4",
-    "original-dst-ipv6": "6",
-    "original-dst-dual": "46",
-}
-TCP_FILES = {"original-dst-tcp": "4", "original-dst-tcp-ipv6": "6", "original-dst-tcp-dual": "46"}
+# Envoy file, the families that it serves, and whether the application has one socket for both families.
+HTTP_SETUPS = [
+    pytest.param(("static", "4", False), id="static"),
+    pytest.param(("static-ipv6", "6", False), id="static-ipv6"),
+    pytest.param(("original-dst", "4", False), id="original-dst"),
+    pytest.param(("original-dst-ipv6", "6", False), id="original-dst-ipv6"),
+    pytest.param(("original-dst-dual", "46", False), id="original-dst-dual"),
+    pytest.param(("original-dst-dual", "46", True), id="original-dst-dual to dual application"),
+]
+TCP_SETUPS = [
+    pytest.param(("original-dst-tcp", "4", False), id="original-dst-tcp"),
+    pytest.param(("original-dst-tcp-ipv6", "6", False), id="original-dst-tcp-ipv6"),
+    pytest.param(("original-dst-tcp-dual", "46", False), id="original-dst-tcp-dual"),
+    pytest.param(("original-dst-tcp-dual", "46", True), id="original-dst-tcp-dual to dual application"),
+]
+
+# Below those that the kernel chooses from.
+SOURCE_PORTS = itertools.count(10_000, 200)
+Setup = tuple[str, str, bool]
 
 
 @dataclass
@@ -74,22 +85,17 @@ def addresses(running: Running) -> list[str]:
     return [address for family, address in (("4", SERVER), ("6", SERVER6)) if family in running.families]
 
 
-@pytest.fixture(scope="module", params=["separate sockets", "dual-stack socket"])
-def application(request: pytest.FixtureRequest, playground: Playground) -> Iterator[Application]:
-    """An application that listens on one socket for each family, and one with one socket for both."""
-    dual = request.param == "dual-stack socket"
-    running = playground.start_application(f"http:{HTTP}", f"echo:{ECHO}", f"hash:{HASH}", dual=dual)
-    yield running
-    running.stop()
-
-
-def start(
-    playground: Playground, application: Application, file: str, families: str, accelerated: bool
-) -> Iterator[Running]:
+def start(playground: Playground, setup: Setup, accelerated: bool) -> Iterator[Running]:
+    """Application, Envoy and proxy, for the tests of one set-up."""
+    file, families, dual = setup
     options = [] if accelerated else ["--no-accelerate"]
-    with playground.start_envoy(file) as envoy:
-        with Proxy(playground, *options, ports=PORTS) as proxy:
-            yield Running(playground, application, envoy, proxy, families, accelerated)
+    application = playground.start_application(f"http:{HTTP}", f"echo:{ECHO}", f"hash:{HASH}", dual=dual)
+    try:
+        with playground.start_envoy(file) as envoy:
+            with Proxy(playground, *options, ports=PORTS) as proxy:
+                yield Running(playground, application, envoy, proxy, families, accelerated)
+    finally:
+        application.stop()
 
 
 ACCELERATED = pytest.mark.parametrize(
@@ -97,18 +103,14 @@ ACCELERATED = pytest.mark.parametrize(
 )
 
 
-@pytest.fixture(scope="module", params=HTTP_FILES)
-def http(
-    request: pytest.FixtureRequest, playground: Playground, application: Application, accelerated: bool
-) -> Iterator[Running]:
-    yield from start(playground, application, request.param, HTTP_FILES[request.param], accelerated)
+@pytest.fixture(scope="module", params=HTTP_SETUPS)
+def http(request: pytest.FixtureRequest, playground: Playground, accelerated: bool) -> Iterator[Running]:
+    yield from start(playground, request.param, accelerated)
 
 
-@pytest.fixture(scope="module", params=TCP_FILES)
-def tcp(
-    request: pytest.FixtureRequest, playground: Playground, application: Application, accelerated: bool
-) -> Iterator[Running]:
-    yield from start(playground, application, request.param, TCP_FILES[request.param], accelerated)
+@pytest.fixture(scope="module", params=TCP_SETUPS)
+def tcp(request: pytest.FixtureRequest, playground: Playground, accelerated: bool) -> Iterator[Running]:
+    yield from start(playground, request.param, accelerated)
 
 
 def host_and_port(text: str) -> tuple[str, int]:
@@ -185,7 +187,8 @@ def test_200_tcp_connections(tcp: Running, where: str) -> None:
         seen = len(tcp.application.log())
         before = tcp.envoy.stats(r"^tcp\.ingress_tcp\.downstream_cx_total$")
         redirected = redirected_bytes(tcp)
-        outcomes = tcp.run(where, partial(traffic.tcp_clients, server, TCP_SERVICES, sizes))
+        run = partial(traffic.tcp_clients, server, TCP_SERVICES, sizes, next(SOURCE_PORTS))
+        outcomes = tcp.run(where, run)
 
         assert [o.error for o in outcomes] == [""] * len(sizes)
         assert {o.peer for o in outcomes} == {(server, ECHO), (server, HASH)}
@@ -254,31 +257,3 @@ def test_envoys_own_port_from_outside(tcp: Running) -> None:
         with pytest.raises((TimeoutError, ConnectionError)):
             tcp.playground.client.connect(server, 8080, timeout=0.5).close()
         assert tcp.proxy.counters()["ingress"]["dropped_direct"] > before
-
-
-def test_down_and_up_again(playground: Playground) -> None:
-    application = playground.start_application(f"http:{HTTP}")
-    try:
-        with playground.start_envoy("original-dst"):
-            for _ in range(2):
-                with Proxy(playground):
-                    answer = playground.client.call(partial(traffic.get, SERVER, HTTP))
-                    assert tuple(answer["peer"]) != tuple(answer["sockname"])
-                answer = playground.client.call(partial(traffic.get, SERVER, HTTP))
-                assert tuple(answer["peer"]) == tuple(answer["sockname"])
-    finally:
-        application.stop()
-
-
-def test_other_port_and_mark(playground: Playground) -> None:
-    application = playground.start_application(f"http:{HTTP}")
-    try:
-        with playground.start_envoy("original-dst", listener_port=15006, mark=0x1100) as envoy:
-            with Proxy(playground, "--envoy-port", "15006", "--mark", "0x1000/0xf000"):
-                for where in (playground.client, playground.server):
-                    answer = where.call(partial(traffic.get, SERVER, HTTP))
-                    assert (answer["status"], answer["peername"]) == (200, (SERVER, HTTP))
-                    assert tuple(answer["peer"]) != tuple(answer["sockname"])
-            envoy.wait_access_log(lambda entry: True, count=2)
-    finally:
-        application.stop()

@@ -109,9 +109,13 @@ def _difference(got: bytes, wanted: bytes) -> str:
     return f"{len(got)} bytes came instead of {len(wanted)}, they differ from byte {same} on"
 
 
-def tcp_clients(address: str, ports: Sequence[tuple[str, int]], sizes: Sequence[int]) -> list[Outcome]:
-    """One connection for each of `sizes`, all open at once; they use `ports` ((protocol, port) pairs) in
-    turn.
+def tcp_clients(
+    address: str, ports: Sequence[tuple[str, int]], sizes: Sequence[int], first_port: int = 0
+) -> list[Outcome]:
+    """One connection for each of `sizes`, all open at once, to `ports` ((protocol, port) pairs) in turn.
+
+    Their own ports are `first_port` and those that follow. Left to itself (0) the kernel may give connections
+    to different ports the same one, and of such a pair the proxy refuses the second.
     """
     everyone_connected = threading.Barrier(len(sizes), timeout=TIMEOUT)
 
@@ -120,7 +124,7 @@ def tcp_clients(address: str, ports: Sequence[tuple[str, int]], sizes: Sequence[
         data = payload(number, sizes[number])
         digest = hashlib.sha256(data).hexdigest()
         try:
-            connection = connect(address, port)
+            connection = connect(address, port, first_port and first_port + number)
         except BaseException:
             everyone_connected.abort()
             raise
@@ -174,7 +178,10 @@ def get(address: str, port: int, path: str = "/") -> dict[str, Any]:
         ends = {"sockname": client.sock.getsockname()[:2], "peername": client.sock.getpeername()[:2]}
         client.request("GET", path, headers={"connection": "close"})
         response = client.getresponse()
-        return {"status": response.status, **json.loads(response.read()), **ends}
+        body = response.read()
+        if response.getheader("content-type") != "application/json":
+            raise RuntimeError(f"not an answer of the application: {response.status} {body!r}")
+        return {"status": response.status, **json.loads(body), **ends}
     finally:
         client.close()
 

@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only
+"""One proxy at a time, set up in ways of its own."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Iterator
+from functools import partial
+
+import pytest
+
+from loader.playground import SERVER, SERVER6, Playground
+from tests.e2e import traffic
+from tests.e2e.proxy import Proxy
+
+HTTP = 8000
+ECHO, OTHER_ECHO = 9000, 9001
+
+
+@pytest.fixture
+def busy(playground: Playground) -> Iterator[Playground]:
+    """The playground with an application: HTTP on one port, echo on two."""
+    application = playground.start_application(f"http:{HTTP}", f"echo:{ECHO}", f"echo:{OTHER_ECHO}")
+    yield playground
+    application.stop()
+
+
+def test_down_and_up_again(busy: Playground) -> None:
+    with busy.start_envoy("original-dst"):
+        for _ in range(2):
+            with Proxy(busy):
+                answer = busy.client.call(partial(traffic.get, SERVER, HTTP))
+                assert tuple(answer["peer"]) != tuple(answer["sockname"])
+            answer = busy.client.call(partial(traffic.get, SERVER, HTTP))
+            assert tuple(answer["peer"]) == tuple(answer["sockname"])
+
+
+def test_other_port_and_mark(busy: Playground) -> None:
+    with busy.start_envoy("original-dst", listener_port=15006, mark=0x1100) as envoy:
+        with Proxy(busy, "--envoy-port", "15006", "--mark", "0x1000/0xf000"):
+            for where in (busy.client, busy.server):
+                answer = where.call(partial(traffic.get, SERVER, HTTP))
+                assert (answer["status"], answer["peername"]) == (200, (SERVER, HTTP))
+                assert tuple(answer["peer"]) != tuple(answer["sockname"])
+        envoy.wait_access_log(lambda entry: True, count=2)
+
+
+def test_without_lo_local_clients_are_left_alone(busy: Playground) -> None:
+    with busy.start_envoy("original-dst") as envoy, Proxy(busy, lo=False):
+        answer = busy.server.call(partial(traffic.get, SERVER, HTTP))
+        assert tuple(answer["peer"]) == tuple(answer["sockname"])
+        answer = busy.client.call(partial(traffic.get, SERVER, HTTP))
+        assert tuple(answer["peer"]) != tuple(answer["sockname"])
+        envoy.wait_access_log(lambda entry: entry["downstream_remote"].startswith("10.0.0.20:"))
+        assert len(envoy.access_log()) == 1
+
+
+def test_loopback_addresses(busy: Playground) -> None:
+    """127.0.0.1 and ::1 are intercepted on lo too, and the original destination is what was connected to."""
+    with busy.start_envoy("original-dst-dual") as envoy, Proxy(busy):
+        for address, text in (("127.0.0.1", "127.0.0.1:8000"), ("::1", "[::1]:8000")):
+            answer = busy.server.call(partial(traffic.get, address, HTTP))
+            assert answer["status"] == 200
+            assert answer["peername"] == (address, HTTP)
+            (entry,) = envoy.wait_access_log(lambda e, text=text: e["upstream_host"] == text)  # type: ignore[misc]
+            assert entry["upstream_cluster"] == "original-dst"
+
+
+def test_the_proxy_goes_on_while_nothing_of_the_loader_runs(busy: Playground) -> None:
+    """`up` has ended long ago: no process of it is left, and traffic flows."""
+    with busy.start_envoy("original-dst"), Proxy(busy) as proxy:
+        members = (busy.cgroup / "cgroup.procs").read_text().split()
+        assert len(members) == 2  # Envoy and the application
+        assert not any("loader" in word and proxy.name in word for word in _command_lines())
+        assert busy.client.call(partial(traffic.get, SERVER, HTTP))["status"] == 200
+
+
+def _command_lines() -> list[str]:
+    from pathlib import Path
+
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            found.append(path.read_text().replace("\0", " "))
+        except OSError:
+            continue
+    return found
+
+
+@pytest.mark.parametrize("server", [SERVER, SERVER6], ids=["ipv4", "ipv6"])
+def test_one_source_port_to_two_intercepted_ports(busy: Playground, server: str) -> None:
+    """At Envoy both would be the same connection: the second is refused and counted, the first lives on."""
+    with busy.start_envoy("original-dst-tcp-dual"), Proxy(busy, ports=f"{ECHO},{OTHER_ECHO}") as proxy:
+        first = busy.client.connect(server, ECHO, source_port=22222)
+        try:
+            assert _echo(first, b"first") == b"first"
+            with pytest.raises(TimeoutError):
+                _connect_reusing(busy, server, OTHER_ECHO, 22222, timeout=0.5)
+            assert proxy.counters()["ingress"]["dropped_tuple_in_use"] >= 1
+            assert _echo(first, b"still there") == b"still there"
+        finally:
+            first.close()
+        # Once the first has ended, its port serves the other one: only the client is in TIME_WAIT.
+        deadline = time.monotonic() + 10
+        while True:
+            try:
+                second = _connect_reusing(busy, server, OTHER_ECHO, 22222, timeout=0.5)
+                break
+            except TimeoutError:
+                assert time.monotonic() < deadline
+        with second:
+            assert _echo(second, b"second") == b"second"
+
+
+def _connect_reusing(
+    playground: Playground, server: str, port: int, source: int, timeout: float
+) -> socket.socket:
+    return playground.client.connect(server, port, source_port=source, timeout=timeout)
+
+
+def _echo(connection: socket.socket, data: bytes) -> bytes:
+    connection.sendall(data)
+    received = b""
+    while len(received) < len(data):
+        chunk = connection.recv(len(data) - len(received))
+        assert chunk, "the connection ended"
+        received += chunk
+    return received
+
+
+def test_envoy_dies_and_comes_back(busy: Playground) -> None:
+    """Without Envoy intercepted ports refuse, they never fall through; with it they work again."""
+    with Proxy(busy):
+        envoy = busy.start_envoy("original-dst")
+        assert busy.client.call(partial(traffic.get, SERVER, HTTP))["status"] == 200
+        envoy.stop()
+        with pytest.raises(ConnectionRefusedError):
+            busy.client.connect(SERVER, HTTP, timeout=2)
+        with busy.start_envoy("original-dst"):
+            assert busy.client.call(partial(traffic.get, SERVER, HTTP))["status"] == 200
