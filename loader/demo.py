@@ -205,7 +205,7 @@ class Demo:
         expect(result.returncode == 0, f"`loader status` failed:\n{result.stderr.strip()}")
         status = json.loads(result.stdout)
         self.facts["status"] = status
-        self.printer.table("The hooks", ["hook", "counters"], hook_rows(status))
+        self.printer.table("The hooks", ["hook", "where", "program", "counters"], hook_rows(status))
 
     def down(self, envoy: Envoy) -> None:
         """And back."""
@@ -225,7 +225,14 @@ class Demo:
 
 def hook_rows(status: Mapping[str, Any]) -> list[list[str]]:
     """The lines of the table of hooks, from the document that ``status --json`` prints."""
-    raise NotImplementedError
+    from loader.status import hook_place
+
+    rows = []
+    for hook in status["hooks"]:
+        named = status["counters"].get(hook["hook"], {})
+        moved = ", ".join(f"{name} {value:,}" for name, value in named.items() if value)
+        rows.append([hook["hook"], hook_place(hook), hook["program"]["name"], moved or "all 0"])
+    return rows
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -139,7 +139,7 @@ def descendants(pid: int) -> list[int]:
     [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGKILL, -9)],
 )
 def test_nothing_is_left_after_a_signal(paused: subprocess.Popen[str], number: int, status: int) -> None:
-    ids = {program["id"] for program in status_of(paused)["programs"]}
+    ids = {hook["program"]["id"] for hook in status_of(paused)["hooks"]}
     assert len(ids) >= 5 and ids <= set(objects.programs())
     children = descendants(paused.pid)
     assert len(children) >= 3  # guardian, application, Envoy

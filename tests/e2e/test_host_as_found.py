@@ -22,7 +22,7 @@ from tests.e2e.proxy import Proxy
 
 def ids(status: dict[str, Any]) -> set[str]:
     """The programs, maps and links that a status document names, as `host.look` writes them."""
-    found = {f"program {p['id']}" for p in status["programs"]}
+    found = {f"program {hook['program']['id']}" for hook in status["hooks"]}
     found |= {f"map {m['id']}" for m in status["maps"]}
     return found | {f"link {hook['link_id']}" for hook in status["hooks"] if hook.get("link_id")}
 
