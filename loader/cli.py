@@ -335,6 +335,8 @@ def _down(arguments: argparse.Namespace) -> int:
         print(f"instance {result.name!r} is down: hooks, programs, maps and pins are removed")
     else:
         print(f"instance {result.name!r} is not up: there was nothing to remove{_others(arguments)}")
+    for warning in result.warnings:
+        warn(warning)
     return DONE
 
 

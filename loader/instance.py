@@ -16,9 +16,10 @@ reached.
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
+import functools
 import os
+import re
 import signal
 import sys
 import time
@@ -32,18 +33,16 @@ from typing import TYPE_CHECKING, Any, Final, Self
 from loader import bpffs, modes
 from loader import plan as planning
 from loader.bpffs import BpfFs, Staging, remove_tree
-from loader.errors import AttachError, BpfError, CapabilityError, ConflictError, LoaderError
+from loader.errors import AttachError, CapabilityError, ConflictError, LoaderError
+from loader.holders import DirectHolder, FilterHolder, Holder, LinkHolder, has_clsact
 from loader.modes import Hook, Mode, Target
 from loader.netns import Interface, NetNs
 from loader.objects import (
     Link,
-    LinkInfo,
     Map,
     Owned,
     Program,
     attach_to_sockmap,
-    prog_attach,
-    prog_detach,
     prog_query,
 )
 from loader.plan import Plan, Request
@@ -278,8 +277,21 @@ def _flock(directory: Path, deadline: float) -> int:
 
 
 def _tidy(fs: BpfFs) -> None:
-    """Remove staging directories: whoever made one held the lock, so it is dead."""
+    """Remove staging directories: whoever made one held the lock, so it is dead.
+
+    Links in it end with their last pin. Filters have no pin: one that the published instance does not claim
+    is removed here.
+    """
     for directory in sorted(fs.base.glob("staging-*")):
+        name = re.sub(r"staging-\d+-\d+-", "", directory.name)
+        with ExitStack() as stack:
+            staged = stack.enter_context(Instance(directory, name))
+            published = fs.path(name)
+            live = stack.enter_context(Instance(published)) if published.is_dir() else None
+            claimed = set() if live is None else {one.identity() for one in live.holders.values()}
+            for holder in staged.holders.values():
+                if isinstance(holder, FilterHolder) and holder.identity() not in claimed:
+                    holder.remove()
         remove_tree(directory)
 
 
@@ -301,33 +313,28 @@ def _leave(fs: BpfFs) -> None:
 # --- an instance that is there ------------------------------------------------------------------------------
 
 
-def _identity(info: LinkInfo) -> tuple[str, int]:
-    """What a link is attached to; the number is 0 where that is gone."""
-    if info.ifindex is not None:
-        return str(info.attach_type), info.ifindex
-    if info.cgroup_id is not None:
-        return str(info.attach_type), info.cgroup_id
-    return str(info.attach_type), info.map_id or 0
-
-
 @dataclass(frozen=True, slots=True)
 class Attached:
     """A hook of an instance and what is to be said of it now. ``problem`` is empty where all is well."""
 
     hook: Hook
-    method: str
-    link: Link | None
-    info: LinkInfo | None
+    holder: Holder | None
     program: Program | None
     problem: str
+
+    @property
+    def link(self) -> Link | None:
+        """The link that holds the program, if it is one."""
+        return self.holder.link if self.holder is not None else None
 
 
 class Instance:
     """An instance that is pinned somewhere: whatever of it can be opened is open. A context."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, name: str = "") -> None:
         self.path = path
-        self.name = path.name
+        self.name = name or path.name
+        self.holders: dict[str, Holder] = {}
         self.links: dict[str, Link] = {}
         self.programs: dict[str, Program] = {}
         self.maps: dict[str, Map] = {}
@@ -355,6 +362,31 @@ class Instance:
                 self._keep(self.maps, pin, lambda p: Map.from_pin(p, specs.get(p.name)))
             except LoaderError:
                 self._keep(self.maps, pin, Map.from_pin)  # of another version: without types
+        self._find_holders()
+
+    def _find_holders(self) -> None:
+        self.holders = {key: LinkHolder(link) for key, link in self.links.items()}
+        records = {one.name: one for one in self.interfaces}
+        for hook in self.hooks():
+            if hook.key in self.holders:
+                continue
+            if hook.interface is not None and records[hook.interface.name].method == "clsact":
+                netns = self.netns
+                if netns is not None:
+                    made = bool(records[hook.interface.name].made_qdisc)
+                    self.holders[hook.key] = FilterHolder.of(
+                        hook.interface.index, hook.attach_type, self.name, netns, made
+                    )
+            elif hook.target is Target.MAP and hook.map in self.maps and hook.program in self.programs:
+                self.holders[hook.key] = DirectHolder(
+                    self.maps[hook.map], self.programs[hook.program], hook.attach_type
+                )
+
+    @functools.cached_property
+    def netns(self) -> NetNs | None:
+        """The network namespace of the interfaces, or None where it cannot be found."""
+        found = _namespace_of(self)
+        return None if found is None else self._stack.enter_context(found)
 
     def _keep(self, into: dict[str, Any], pin: Path, opener: Callable[[Path], Owned]) -> None:
         into[pin.name] = self._stack.enter_context(opener(pin))
@@ -418,44 +450,31 @@ class Instance:
     def attached(self) -> list[Attached]:
         """Return all hooks, those that only old connections still need among them, with their state."""
         wanted = {hook.key: hook for hook in self.hooks()}
-        methods = {one.name: one.method for one in self.interfaces}
-        found = [
-            self._attached(hook, methods[hook.interface.name] if hook.interface else "")
-            for hook in wanted.values()
-        ]
-        for key in sorted(self.links.keys() - wanted.keys()):
-            info = self.links[key].info()
-            hook = Hook(key, key, key, AttachType(info.attach_type or 0), Target.MAP)
-            found.append(Attached(hook, "link", self.links[key], info, self.programs.get(key), ""))
+        found = [self._attached(hook) for hook in wanted.values()]
+        for key in sorted(self.holders.keys() - wanted.keys()):
+            attach_type, _ = self.holders[key].identity()
+            hook = Hook(key, key, key, AttachType(attach_type), Target.MAP)
+            found.append(Attached(hook, self.holders[key], self.programs.get(key), ""))
         return found
 
-    def _attached(self, hook: Hook, method: str) -> Attached:
+    def _attached(self, hook: Hook) -> Attached:
         program = self.programs.get(hook.program)
-        link = self.links.get(hook.key)
+        holder = self.holders.get(hook.key)
         where = hook.interface.name if hook.interface else hook.target.value
-        if link is None:
-            if hook.target is Target.MAP and "sk_msg" in self.programs:
-                problem = "" if hook.map in self.maps else f"{hook.kind}: map {hook.map} is not pinned"
-                return Attached(hook, "map", None, None, program, problem)
-            problem = f"{hook.kind} on {where}: link {hook.key} is not pinned"
-            return Attached(hook, method or "link", None, None, program, problem)
-        info = link.info()
         problem = ""
-        number = _identity(info)[1]
-        if number == 0:
+        if holder is None:
+            problem = f"{hook.kind} on {where}: link {hook.key} is not pinned"
+        elif holder.identity()[1] == 0:
             gone = {
-                Target.INTERFACE: f"interface {where} is gone",
+                Target.INTERFACE: f"interface {where}, or what was attached to it, is gone",
                 Target.CGROUP: f"cgroup {self.value.cgroup if self.value else ''} is gone",
             }
             problem = f"{hook.kind} is detached: {gone.get(hook.target, 'what it was attached to is gone')}"
         elif program is None:
             problem = f"{hook.kind} on {where}: program {hook.program} is not pinned"
-        elif info.prog_id != program.id:
-            problem = (
-                f"{hook.kind} on {where} runs program {info.prog_id}, not {program.id}, "
-                "which was put there by `up`"
-            )
-        return Attached(hook, method or "link", link, info, program, problem)
+        elif (there := holder.program_id()) not in (None, program.id):
+            problem = f"{hook.kind} on {where} runs program {there}, not {program.id} as `up` left it"
+        return Attached(hook, holder, program, problem)
 
     def drift(self) -> list[str]:
         """Say what is not as ``up`` left it."""
@@ -551,29 +570,29 @@ def _up(plan: Plan, session: _Session, clock: Clock) -> Result:
             programs[key] = stack.enter_context(Program.load(spec, fds))
         clock("load")
         staging = stack.enter_context(fs.staging(request.name))
-        _pin_state(plan, staging, stack)
+        _pin_state(plan, before, staging, stack)
         for name, one in (maps | kept).items():
             staging.pin(one, f"maps/{name}")
         for name, program in programs.items():
             staging.pin(program, f"programs/{name}")
         undo = stack.enter_context(ExitStack())
-        links = _attach(plan, session, before, maps, programs, stack, undo)
+        holders = _attach(plan, session, before, maps, programs, stack, undo)
         clock("attach")
         if kept and before is not None:
-            for key in before.links.keys() - links.keys():
-                if key in before.programs and key in _lingering(before):
-                    links[key] = before.links[key]
-                    staging.pin(before.programs[key], f"programs/{key}")
+            for key in (before.holders.keys() - holders.keys()) & _lingering(before):
+                holders[key] = before.holders[key]
+                staging.pin(before.programs[key], f"programs/{key}")
         session.checkpoint()
-        for key, link in links.items():
-            staging.pin(link, f"links/{key}")
+        for key, holder in holders.items():
+            if holder.link is not None:
+                staging.pin(holder.link, f"links/{key}")
         staging.publish(replace=before is not None)
         undo.pop_all()
         if before is not None:
-            reused = {link.id for link in links.values()}
-            for link in before.links.values():
-                if link.id not in reused:
-                    _detach_quietly(link)
+            stay = set(map(id, holders.values()))
+            for key in sorted(before.holders, key=_rank):
+                if id(before.holders[key]) not in stay:
+                    before.holders[key].remove()
         clock("publish")
     return result
 
@@ -585,7 +604,7 @@ def _is_same(before: Instance, plan: Plan) -> bool:
         return False
     there = {(one.ifindex, one.link_type, one.name, one.method) for one in before.interfaces}
     wanted = {(one.index, one.link_type, one.name, _method(plan)) for one in plan.interfaces}
-    idle = before.links.keys() - {hook.key for hook in plan.hooks} - _lingering(before)
+    idle = before.holders.keys() - {hook.key for hook in plan.hooks} - _lingering(before)
     return there == wanted and not idle and not before.drift()
 
 
@@ -634,20 +653,38 @@ def _refuse_conflicts(plan: Plan, session: _Session, before: Instance | None) ->
                     hint=f"change that one (up --name {name} …), take it down first (down --name {name}), "
                     "or name other interfaces",
                 )
-    if not plan.tcx:
-        return
     with plan.netns.entered():
         for index, name in wanted.items():
             for attach_type in (AttachType.TCX_INGRESS, AttachType.TCX_EGRESS):
-                for entry in prog_query(index, attach_type).entries:
-                    if entry.link_id in own or not _is_ours(entry.prog_id):
-                        continue
-                    raise ConflictError(
-                        f"a proxy of which {session.fs.base} knows nothing is on {name} already "
-                        f"(link {entry.link_id}, program {entry.prog_id})",
-                        hint="it is pinned on another bpf file system, perhaps in a container: take it down "
-                        f"there, or by force: bpftool link detach id {entry.link_id}",
-                    )
+                _refuse_stranger(plan, session, index, name, attach_type, own)
+
+
+def _refuse_stranger(
+    plan: Plan, session: _Session, index: int, name: str, attach_type: AttachType, own: set[int]
+) -> None:
+    where = "pinned on another bpf file system, perhaps in a container"
+    if plan.tcx:
+        for entry in prog_query(index, attach_type).entries:
+            if entry.link_id not in own and _is_ours(entry.prog_id):
+                raise ConflictError(
+                    f"a proxy of which {session.fs.base} knows nothing is on {name} already "
+                    f"(link {entry.link_id}, program {entry.prog_id})",
+                    hint=f"it is {where}: take it down there, or by force: "
+                    f"bpftool link detach id {entry.link_id}",
+                )
+        return
+    from loader import tc_clsact
+
+    if not has_clsact(index):
+        return
+    for found in tc_clsact.filters(index, attach_type):
+        if found.name.startswith("pybpfasm-") and found.name != FilterHolder.name(plan.request.name):
+            raise ConflictError(
+                f"a proxy of which {session.fs.base} knows nothing is on {name} already "
+                f"(filter {found.name!r}, program {found.prog_id})",
+                hint=f"it is {where}: take it down there, or by force: tc filter del dev {name} "
+                f"{attach_type.name.removeprefix('TCX_').lower()} prio {found.priority}",
+            )
 
 
 def _is_ours(prog_id: int) -> bool:
@@ -686,10 +723,16 @@ def _same_shape(old: Map, spec: MapSpec) -> bool:
     return there == (int(spec.type), spec.key_size, spec.value_size, spec.max_entries, spec.flags)
 
 
-def _pin_state(plan: Plan, staging: Staging, stack: ExitStack) -> None:
+def _pin_state(plan: Plan, before: Instance | None, staging: Staging, stack: ExitStack) -> None:
     """Make, fill, freeze and pin the maps in which an instance says what it is."""
     interfaces = [
-        {"ifindex": one.index, "link_type": one.link_type, "name": one.name, "method": _method(plan)}
+        {
+            "ifindex": one.index,
+            "link_type": one.link_type,
+            "name": one.name,
+            "method": _method(plan),
+            "made_qdisc": int(_makes_qdisc(plan, before, one)),
+        }
         for one in plan.interfaces
     ]
     ports = [{"first": first, "last": last} for first, last in plan.settings.ports.ranges]
@@ -706,6 +749,18 @@ def _pin_state(plan: Plan, staging: Staging, stack: ExitStack) -> None:
         staging.pin(one, name)
 
 
+def _makes_qdisc(plan: Plan, before: Instance | None, interface: Interface) -> bool:
+    """Whether the interface has a clsact qdisc only because of this instance."""
+    if plan.tcx:
+        return False
+    if before is not None and before.in_namespace(plan.netns.ino, plan.netns_cookie):
+        for one in before.interfaces:
+            if one.ifindex == interface.index and one.made_qdisc:
+                return True
+    with plan.netns.entered():
+        return not has_clsact(interface.index)
+
+
 def _attach(
     plan: Plan,
     session: _Session,
@@ -714,79 +769,83 @@ def _attach(
     programs: dict[str, Program],
     stack: ExitStack,
     undo: ExitStack,
-) -> dict[str, Link]:
-    """Put each program on its hook: under the link that is there, or by a new one. Return all links."""
-    there = {} if before is None else {_identity(link.info()): link for link in before.links.values()}
+) -> dict[str, Holder]:
+    """Put each program on its hook: in the place of the one that is there, or anew."""
+    there = {} if before is None else {one.identity(): one for one in before.holders.values()}
     same_netns = before is not None and before.in_namespace(plan.netns.ino, plan.netns_cookie)
-    links: dict[str, Link] = {}
+    holders: dict[str, Holder] = {}
     for hook in plan.hooks:
         session.checkpoint()
         program = programs[hook.program]
-        if hook.target is Target.INTERFACE:
-            assert hook.interface is not None
-            number = hook.interface.index if same_netns else -1
-        elif hook.target is Target.CGROUP:
-            number = plan.cgroup.id
-        else:
-            number = maps[hook.map or ""].id
-        old = there.get((str(hook.attach_type), number))
-        if old is not None:
+        old = there.get((int(hook.attach_type), _number(plan, hook, maps)))
+        if hook.interface is not None and not (same_netns and old and old.method == _method(plan)):
+            old = None
+        if old is not None and before is not None:
             previous = _program_of(before, old, stack)
-            old.update(program, previous)
-            undo.callback(_put_back, old, previous)
-            links[hook.key] = old
-            continue
-        link = _attach_new(plan, hook, program, maps, undo, before)
-        if link is not None:
-            links[hook.key] = stack.enter_context(link)
-    return links
+            old.put(program, previous)
+            undo.callback(_put_back, old, previous, program)
+            holders[hook.key] = old
+        else:
+            holders[hook.key] = _attach_new(plan, before, hook, program, maps, stack, undo)
+    return holders
 
 
-def _program_of(before: Instance | None, link: Link, stack: ExitStack) -> Program:
-    wanted = link.info().prog_id
-    for program in before.programs.values() if before is not None else ():
-        if program.id == wanted:
+def _number(plan: Plan, hook: Hook, maps: dict[str, Map]) -> int:
+    """The number in the identity of a hook's holder."""
+    if hook.interface is not None:
+        return hook.interface.index
+    if hook.target is Target.MAP:
+        return maps[hook.map or ""].id
+    return plan.cgroup.id
+
+
+def _program_of(before: Instance, holder: Holder, stack: ExitStack) -> Program:
+    """The program that a holder holds now."""
+    wanted = holder.program_id()
+    for key, program in before.programs.items():
+        if program.id == wanted or (wanted is None and before.holders.get(key) is holder):
             return program
+    if not wanted:
+        raise AttachError("what was attached is gone", hint="take the instance down and up again")
     return stack.enter_context(Program.from_id(wanted))
 
 
-def _put_back(link: Link, previous: Program) -> None:
+def _put_back(holder: Holder, previous: Program, new: Program) -> None:
     with contextlib.suppress(LoaderError):
-        link.update(previous)
+        holder.put(previous, new)
 
 
 def _attach_new(
     plan: Plan,
+    before: Instance | None,
     hook: Hook,
     program: Program,
     maps: dict[str, Map],
+    stack: ExitStack,
     undo: ExitStack,
-    before: Instance | None,
-) -> Link | None:
-    if hook.target is Target.INTERFACE:
-        assert hook.interface is not None
+) -> Holder:
+    if hook.interface is not None:
+        index = hook.interface.index
         with plan.netns.entered():
-            # First in the chain: a program before it that ends the chain would let traffic past the proxy.
-            return Link.tcx(program, hook.interface.index, hook.attach_type, first=True)
+            if plan.tcx:
+                # First in the chain: one before it that ends the chain would let traffic past the proxy.
+                link = Link.tcx(program, index, hook.attach_type, first=True)
+                return LinkHolder(stack.enter_context(link))
+            made = _makes_qdisc(plan, before, hook.interface)
+            name = plan.request.name
+            filter_ = FilterHolder.create(program, index, hook.attach_type, name, plan.netns, made)
+            undo.callback(filter_.remove)
+            return filter_
     if hook.target is Target.CGROUP:
-        return Link.cgroup(program, plan.cgroup.fd, hook.attach_type)
+        return LinkHolder(stack.enter_context(Link.cgroup(program, plan.cgroup.fd, hook.attach_type)))
     if hook.target is Target.MAP:
-        target = maps[hook.map or ""]
-        link = attach_to_sockmap(program, target, hook.attach_type)
-        old = before.programs.get(hook.program) if before is not None else None
-        if link is None and old is not None and before is not None and target in before.maps.values():
-            undo.callback(prog_attach, target.fd, old, hook.attach_type)
-        return link
+        on_map = attach_to_sockmap(program, maps[hook.map or ""], hook.attach_type)
+        if on_map is not None:
+            return LinkHolder(stack.enter_context(on_map))
+        direct = DirectHolder(maps[hook.map or ""], program, hook.attach_type)
+        undo.callback(direct.remove)
+        return direct
     raise AttachError(f"hooks on a {hook.target.value} are not known here")
-
-
-def _detach_quietly(link: Link) -> None:
-    """Detach; what is gone already counts as detached."""
-    try:
-        link.detach()
-    except BpfError as error:
-        if error.errno not in (errno.ENOLINK, errno.ENOENT, errno.EINVAL, errno.EOPNOTSUPP):
-            raise
 
 
 # --- down ---------------------------------------------------------------------------------------------------
@@ -815,22 +874,25 @@ def down(name: str, path: str | None = None, *, drain: float = 0.0) -> Result:
         directory = None if session is None else session.fs.path(name)
         if directory is None or not directory.is_dir():
             return Result(name, False)
-        _dismantle(directory)
-        return Result(name, True, directory)
+        return Result(name, True, directory, warnings=_dismantle(directory))
 
 
-def _dismantle(directory: Path) -> None:
+def _dismantle(directory: Path) -> list[str]:
+    """Take everything off and remove the pins; return what could not be looked after."""
     with Instance(directory) as instance:
-        for key in sorted(instance.links, key=_rank):
-            _detach_quietly(instance.links[key])
-        if "sk_msg" not in instance.links and {"sk_msg"} <= instance.programs.keys():
-            for one in instance.maps.values():
-                if one.type == MapType.SOCKHASH:
-                    prog_detach(one.fd, instance.programs["sk_msg"], AttachType.SK_MSG_VERDICT)
+        for key in sorted(instance.holders, key=_rank):
+            instance.holders[key].remove()
+        lost = [one.name for one in instance.interfaces if one.method == "clsact" and instance.netns is None]
     remove_tree(directory)
+    if lost:
+        return [
+            f"the network namespace of {', '.join(lost)} is gone, or hidden from this process: in the latter "
+            "case the filters there stay"
+        ]
+    return []
 
 
-def namespace_of(instance: Instance) -> NetNs | None:
+def _namespace_of(instance: Instance) -> NetNs | None:
     """Open the network namespace of an instance, by what it was called and by looking for it, or None."""
     if instance.value is None:
         return None

@@ -183,7 +183,7 @@ def netns_cookie() -> int:
 
 
 def envoy_warning(settings: Settings) -> str:
-    """Say what will happen if nobody listens at Envoy's port in the calling thread's namespace; else nothing."""
+    """Say what will happen if nobody listens at Envoy's port in this thread's namespace, else nothing."""
     port = settings.envoy_port
     found = listeners(port)
     if not found:

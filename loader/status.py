@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from loader.errors import LoaderError
-from loader.instance import Attached, Instance, namespace_of
+from loader.instance import Attached, Instance
 from loader.modes import Hook, Target
 from loader.netns import NetNs, interface_name, listeners
 from loader.objects import Map, Program, prog_query
@@ -29,25 +29,21 @@ def document(instance: Instance) -> dict[str, Any]:
     ``counters`` by hook and name, summed over the CPUs; ``hooks`` each with its program, ``maps`` with their
     fill, ``settings``, ``envoy``, and ``drift``: one line for each thing that is not as ``up`` left it.
     """
-    netns = namespace_of(instance)
-    try:
-        drift = instance.drift()
-        if netns is None and instance.value is not None:
-            drift.append("the network namespace of its interfaces is gone, or hidden from this process")
-        mode, settings = instance.mode, instance.settings
-        return {
-            "name": instance.name,
-            "path": str(instance.path),
-            "settings": _settings(instance),
-            "hooks": [_hook(one, netns, drift) for one in instance.attached()],
-            "counters": mode.counters(instance.maps) if mode is not None else {},
-            "maps": [_map(name, one) for name, one in sorted(instance.maps.items())],
-            "envoy": _envoy(settings.envoy_port, netns) if settings is not None else {},
-            "drift": drift,
-        }
-    finally:
-        if netns is not None:
-            netns.close()
+    netns = instance.netns
+    drift = instance.drift()
+    if netns is None and instance.complete:
+        drift.append("the network namespace of its interfaces is gone, or hidden from this process")
+    mode, settings = instance.mode, instance.settings
+    return {
+        "name": instance.name,
+        "path": str(instance.path),
+        "settings": _settings(instance),
+        "hooks": [_hook(one, netns, drift) for one in instance.attached()],
+        "counters": mode.counters(instance.maps) if mode is not None else {},
+        "maps": [_map(name, one) for name, one in sorted(instance.maps.items())],
+        "envoy": _envoy(settings.envoy_port, netns) if settings is not None else {},
+        "drift": drift,
+    }
 
 
 def _settings(instance: Instance) -> dict[str, Any]:
@@ -77,8 +73,9 @@ def _settings(instance: Instance) -> dict[str, Any]:
 
 
 def _hook(one: Attached, netns: NetNs | None, drift: list[str]) -> dict[str, Any]:
-    hook, info = one.hook, one.info
-    found: dict[str, Any] = {"hook": hook.kind, "method": one.method, "attached": not one.problem}
+    hook, link = one.hook, one.link
+    method = one.holder.method if one.holder is not None else ""
+    found: dict[str, Any] = {"hook": hook.kind, "method": method, "attached": not one.problem}
     if hook.interface is not None:
         found["interface"] = hook.interface.name
         found["ifindex"] = hook.interface.index
@@ -97,8 +94,8 @@ def _hook(one: Attached, netns: NetNs | None, drift: list[str]) -> dict[str, Any
                 f"program {other['name']!r} ({other['program_id']}) runs before {hook.kind} on "
                 f"{found['interface']}: it can let traffic past the proxy"
             )
-    if info is not None:
-        found["link_id"] = info.id
+    if link is not None:
+        found["link_id"] = link.id
     if one.program is not None:
         details = one.program.info()
         found["program"] = {
@@ -116,12 +113,13 @@ def _hook(one: Attached, netns: NetNs | None, drift: list[str]) -> dict[str, Any
 def _beside(one: Attached) -> list[dict[str, Any]]:
     """The other programs at a TCX hook, and whether they run before ours or after it."""
     assert one.hook.interface is not None
-    if one.link is None or one.info is None or one.problem or one.method != "tcx":
+    if one.link is None or one.problem:
         return []
+    own = one.link.id
     found: list[dict[str, Any]] = []
     runs = "before"
     for entry in prog_query(one.hook.interface.index, one.hook.attach_type).entries:
-        if entry.link_id == one.info.id:
+        if entry.link_id == own:
             runs = "after"
             continue
         name = "?"
