@@ -17,10 +17,9 @@ import os
 import re
 import stat
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import NamedTuple, Self
 
 from loader.errors import CapabilityError, ConflictError, LoaderError, UsageError
 from loader.objects import Owned
@@ -54,8 +53,7 @@ _AT_FDCWD = -100
 # --- the mount table ----------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Mount:
+class Mount(NamedTuple):
     """One line of ``/proc/self/mountinfo``.
 
     ``root`` is which directory of the file system is mounted there.
@@ -163,8 +161,7 @@ def check_name(name: str) -> str:
     return name
 
 
-@dataclass(frozen=True, slots=True)
-class BpfFs:
+class BpfFs(NamedTuple):
     """A mounted bpf file system. ``ours`` says that the loader has mounted it, now or earlier."""
 
     root: Path

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import difflib
 import errno
 import fcntl
 import os
@@ -17,12 +16,16 @@ import socket
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
+from loader.bpffs import file_system_magic
 from loader.errors import CapabilityError, LoaderError, UsageError
 from loader.objects import Owned
 from loader.sys import libc
+
+if TYPE_CHECKING:
+    from ipaddress import IPv4Address, IPv6Address
 
 __all__ = [
     "Interface",
@@ -103,8 +106,6 @@ class NetNs(Owned):
                 f"network namespace {text!r} cannot be opened ({path}): {error.strerror}",
                 hint="give a name that `ip netns` shows, a path, or the id of a running process",
             ) from None
-        from loader.bpffs import file_system_magic
-
         if file_system_magic(fd) != _NSFS_MAGIC or not os.readlink(f"/proc/self/fd/{fd}").startswith("net:"):
             os.close(fd)
             raise UsageError(
@@ -172,6 +173,8 @@ def _known_names(text: str) -> str:
 
 
 def _did_you_mean(text: str, names: list[str]) -> str:
+    import difflib
+
     close = difflib.get_close_matches(text, names, n=1, cutoff=0.5)  # the names are short
     return f"did you mean {close[0]!r}? " if close else ""
 
@@ -237,8 +240,7 @@ def _link_type(name: str) -> int:
 _TCP_LISTEN = 10  # include/net/tcp_states.h, as /proc/net/tcp prints it
 
 
-@dataclass(frozen=True, slots=True)
-class Listener:
+class Listener(NamedTuple):
     """A TCP socket that listens."""
 
     address: IPv4Address | IPv6Address
@@ -255,6 +257,8 @@ def parse_proc_net_tcp(text: str) -> list[Listener]:
 
     An address is printed there as words in host byte order.
     """
+    from ipaddress import IPv4Address, IPv6Address
+
     found = []
     for line in text.splitlines()[1:]:
         fields = line.split()

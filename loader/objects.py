@@ -16,10 +16,9 @@ import os
 import sys
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Self
 
 from loader import sys as bpf_sys
 from loader.errors import (
@@ -30,7 +29,6 @@ from loader.errors import (
     LoaderError,
     UsageError,
 )
-from loader.verifier import VerifierError
 from pybpfasm.kernel.defines import BPF_F_AFTER, BPF_F_BEFORE, BPF_F_REPLACE
 from pybpfasm.kernel.enums import (
     BPF_ANY,
@@ -60,8 +58,8 @@ __all__ = [
     "ProgramLike",
     "Query",
     "QueryEntry",
+    "RunResult",
     "Stats",
-    "TestRun",
     "attach_to_sockmap",
     "btfs",
     "capabilities",
@@ -339,8 +337,7 @@ def open_pin(path: PathLike) -> Map | Program | Link:
 # --- BTF ----------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class BtfInfo:
+class BtfInfo(NamedTuple):
     """What the kernel says of a BTF object; ``size`` in bytes."""
 
     id: int
@@ -400,8 +397,7 @@ class Btf(Owned):
 # --- maps ---------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class MapInfo:
+class MapInfo(NamedTuple):
     """What the kernel says of a map.
 
     Sizes in bytes, ``type`` a plain int where this release does not know it.
@@ -892,8 +888,7 @@ def _explain_map_create(error: BpfError, spec: MapLike) -> LoaderError:
 # --- programs -----------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class ProgramInfo:
+class ProgramInfo(NamedTuple):
     """What the kernel says of a program; lengths in bytes, ``load_time`` in ns since boot.
 
     ``run_time_ns`` and ``run_cnt`` count only while statistics are enabled (:class:`Stats`).
@@ -916,11 +911,8 @@ class ProgramInfo:
     gpl_compatible: bool
 
 
-@dataclass(frozen=True, slots=True)
-class TestRun:
+class RunResult(NamedTuple):
     """What :meth:`Program.test_run` gave: the program's value, packet and context behind it, ns per run."""
-
-    __test__ = False  # its name makes pytest take it for a test class
 
     retval: int
     data: bytes
@@ -1014,6 +1006,8 @@ class Program(Owned):
             error = result.error or error
         if not result.log.strip():
             raise _explain_prog_load(error, spec) from None
+        from loader.verifier import VerifierError  # here, because most programs are accepted
+
         raise VerifierError(spec, result.log, error) from None
 
     @classmethod
@@ -1078,7 +1072,7 @@ class Program(Owned):
         ctx_out_size: int | None = None,
         flags: int = 0,
         cpu: int = 0,
-    ) -> TestRun:
+    ) -> RunResult:
         """Run the program on a packet and a context (PROG_TEST_RUN); nothing leaves the machine.
 
         ``data_out_size`` is the room for the packet that comes back (default: 256 bytes more than the packet
@@ -1106,7 +1100,7 @@ class Program(Owned):
                     hint="run it on real traffic, or in the emulator",
                 ) from None
             raise _explain(error.about(f"program {self.name!r}"), ("CAP_BPF", "CAP_NET_ADMIN")) from None
-        return TestRun(retval, out, ctx_out, duration)
+        return RunResult(retval, out, ctx_out, duration)
 
     def __repr__(self) -> str:
         return f"<program {self.name!r} {'closed' if self.closed else f'fd {self._fd}'}>"
@@ -1158,8 +1152,7 @@ def _explain_prog_load(error: BpfError, spec: ProgramLike) -> LoaderError:
 # --- links --------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class LinkInfo:
+class LinkInfo(NamedTuple):
     """What the kernel says of a link. What does not belong to its kind is None.
 
     ``ifindex`` of a link whose interface is gone is 0, as is ``cgroup_id`` of one that was detached.
@@ -1390,8 +1383,7 @@ def attach_to_sockmap(prog: Program, sockmap: Map, attach_type: int) -> Link | N
     return None
 
 
-@dataclass(frozen=True, slots=True)
-class QueryEntry:
+class QueryEntry(NamedTuple):
     """One attached program.
 
     ``link_id`` is 0 where it was attached without a link, or the kernel does not say.
@@ -1402,8 +1394,7 @@ class QueryEntry:
     flags: int
 
 
-@dataclass(frozen=True, slots=True)
-class Query:
+class Query(NamedTuple):
     """The programs at a hook in the order in which they run.
 
     ``revision`` counts changes (0: the kernel has none).
