@@ -20,6 +20,7 @@ loop.
 
 from __future__ import annotations
 
+from sys import _getframe
 from types import CodeType, TracebackType
 from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn, TypeAlias, TypeVar, overload
 
@@ -29,7 +30,7 @@ from pybpfasm.instruction import Instruction
 from pybpfasm.isa import Alu, Atomic, CallKind, Imm64, Jump
 from pybpfasm.layout import U8, U16, U32, U64, ByteOrder, Scalar, Struct
 from pybpfasm.maps import MapSpec, MapValue
-from pybpfasm.source import Origin, capture, resolve
+from pybpfasm.source import INTERNAL, Origin, capture, known_modules, resolve
 
 if TYPE_CHECKING:
     from pybpfasm.kernel.enums import Helper
@@ -83,12 +84,23 @@ class Imm:
 class Unary:
     """An operation that the kernel prints as ``r1 = OP r2``: a byte swap, a sign extension or a negation."""
 
-    __slots__ = ("kind", "reg", "width")
+    __slots__ = ("kind", "origin", "reg", "width")
 
-    def __init__(self, kind: Literal["be", "le", "bswap", "movsx", "neg"], width: int, reg: Reg) -> None:
+    def __init__(
+        self, kind: Literal["be", "le", "bswap", "movsx", "neg"], width: int, reg: Reg | object
+    ) -> None:
+        if not isinstance(reg, Reg):
+            name = f"s{width}" if kind == "movsx" else f"{kind}{width}"
+            raise AsmError(
+                f"{name}() takes a register, not {_a(reg)}",
+                resolve(capture(None, 2)),
+            )
         self.kind = kind
         self.width = width
         self.reg = reg
+        asm = reg.asm
+        self.origin = asm._capture(3)
+        asm._loose[id(self)] = self  # until it is assigned
 
 
 class Label:
@@ -152,14 +164,28 @@ class Condition:
         self.asm._loose.pop(id(self), None)
         if self.join:
             assert self.left is not None and self.right is not None
-            return Condition(
-                self.asm, None, join="or" if self.join == "and" else "and", left=~self.left, right=~self.right
-            )
+            return (~self.left)._combine("or" if self.join == "and" else "and", ~self.right)
         if self.jump is Jump.JSET:
             return Condition(self.asm, None, self.lhs, self.rhs)  # no opcode of its own: "not any bit set"
         if self.jump is None:
             return Condition(self.asm, Jump.JSET, self.lhs, self.rhs)
         return Condition(self.asm, _INVERSE[self.jump], self.lhs, self.rhs)
+
+    def _misuse(self, *_: object) -> Any:
+        raise self.asm._error(
+            "a comparison has no value: b.If(b.rN & bits) is true where any of the bits is set; to compare a "
+            "part of a register, mask it first with b.rN &= bits"
+        )
+
+    __lt__ = __le__ = __gt__ = __ge__ = _misuse
+
+    def __eq__(self, other: object) -> Any:
+        return self._misuse()
+
+    def __ne__(self, other: object) -> Any:
+        return self._misuse()
+
+    __hash__ = object.__hash__
 
     def __bool__(self) -> bool:
         raise self.asm._error(
@@ -167,6 +193,11 @@ class Condition:
             "use `with b.If(…):`, and & | ~ instead of and, or, not"
         )
 
+
+# Atomic operations that put memory's old value into their source register.
+_WRITES_SOURCE: Final = frozenset(
+    {Atomic.FETCH_ADD, Atomic.FETCH_OR, Atomic.FETCH_AND, Atomic.FETCH_XOR, Atomic.XCHG}
+)
 
 _INVERSE: Final = {
     Jump.JEQ: Jump.JNE,
@@ -272,6 +303,11 @@ class Mem:
         bits = self.size * 8
         if isinstance(value, Imm):
             number = value.resolve(self.asm.byteorder)
+            if self.is_big and (value.order != "big" or value.bits != bits):
+                raise self.asm._error(
+                    f"{self.name or 'this memory'} is in network order, {bits} bits wide: "
+                    f"give a plain number, or be{bits}()"
+                )
             if number >> bits:
                 raise self.asm._error(f"a constant of {value.bits} bits does not fit {self._what()}")
         else:
@@ -295,11 +331,20 @@ class Mem:
     def _what(self) -> str:
         return f"{self.name or 'the memory'}, which has {self.size} bytes"
 
+    def _operand(self, register: Reg) -> None:
+        if not isinstance(register, Reg):
+            raise self.asm._error(f"an atomic operation takes a register, not {_a(register)}")
+        if register.is_w:
+            raise self.asm._error(
+                f"write b.r{register.index}: an atomic operation takes as many bytes of it as the memory has"
+            )
+
     def _atomic(self, op: Atomic, source: Reg) -> None:
         if self.size < 4:
             raise self.asm._error(f"atomic operations work on 4 or 8 bytes, not on {self.size}")
-        if not isinstance(source, Reg):
-            raise self.asm._error("an atomic operation takes its operand from a register")
+        self._operand(source)
+        if source.index == isa.FRAME_POINTER and op in _WRITES_SOURCE:
+            raise self.asm._frame_pointer()
         self.asm._emit(
             isa.STX | isa.ATOMIC | isa.SIZE_CODE[self.size], self.base, source.index, self.offset, op
         )
@@ -346,6 +391,7 @@ class Mem:
 
     def store_release(self, source: Reg) -> None:
         """``store_release(mem, source)`` (Linux 6.15)."""
+        self._operand(source)
         self.asm._emit(
             isa.STX | isa.ATOMIC | isa.SIZE_CODE[self.size],
             self.base,
@@ -356,6 +402,9 @@ class Mem:
 
     def load_acquire(self, target: Reg) -> None:
         """``target = load_acquire(mem)`` (Linux 6.15)."""
+        self._operand(target)
+        if target.index == isa.FRAME_POINTER:
+            raise self.asm._frame_pointer()
         self.asm._emit(
             isa.STX | isa.ATOMIC | isa.SIZE_CODE[self.size],
             target.index,
@@ -497,6 +546,22 @@ class Reg:
         __mul__ = __truediv__ = __floordiv__ = __mod__ = _two_instructions
         __or__ = __xor__ = __lshift__ = __rshift__ = _two_instructions
         __radd__ = __rsub__ = __rmul__ = __rand__ = __ror__ = __rxor__ = _two_instructions
+        __rtruediv__ = __rfloordiv__ = __rmod__ = __rlshift__ = __rrshift__ = _two_instructions
+
+        def __getitem__(self, index: object) -> Any:
+            raise self.asm._error(
+                f"{self.name} has no elements: memory is b.u32[b.{self.name} + 4], or a field of a structure"
+            )
+
+        __setitem__ = __iter__ = __contains__ = __getitem__
+
+        def __invert__(self) -> Any:
+            raise self.asm._error(f"there is no instruction that inverts bits: write b.{self.name} ^= -1")
+
+        def _no_instruction(self, *_: object) -> Any:
+            raise self.asm._error("there is no instruction that does this")
+
+        __pow__ = __ipow__ = __matmul__ = __imatmul__ = __abs__ = __pos__ = _no_instruction
 
     # Comparisons.
     def _compare(self, jump: Jump, value: Operand) -> Condition:
@@ -575,6 +640,10 @@ def _a(value: object) -> str:
 def _swap(kind: Literal["be", "le", "bswap"], width: int, value: int | Reg) -> Imm | Unary:
     if isinstance(value, Reg):
         return Unary(kind, width, value)
+    if not isinstance(value, int):
+        raise AsmError(
+            f"{kind}{width}() takes a register or a constant, not {_a(value)}", resolve(capture(None, 3))
+        )
     if not 0 <= value < 1 << width:
         raise AsmError(f"{value} does not fit {width} bits", resolve(capture(None, 3)))
     if kind == "bswap":
@@ -669,6 +738,8 @@ def s32(value: Reg) -> Unary:
 
 def imm64(value: int) -> Imm:
     """A constant of 64 bits, which takes the 16-byte ``lddw`` instruction (RFC 9669, section 5.4)."""
+    if not isinstance(value, int):
+        raise AsmError(f"imm64() takes a constant, not {_a(value)}", resolve(capture(None, 2)))
     if not -(1 << 63) <= value <= _U64_MAX:
         raise AsmError(f"{value} does not fit 64 bits", resolve(capture(None, 2)))
     return Imm(value & _U64_MAX, 64, "host")
@@ -698,10 +769,8 @@ class _RegSlot:
         kind = type(value)
         if kind is Reg:
             assert isinstance(value, Reg)
-            if value.done:  # an in-place operation assigns its result back
-                if value.index != dst or value.is_w != is_w:
-                    raise asm._error("the result of an in-place operation belongs to its own register")
-                return
+            if value.done and value.index == dst and value.is_w == is_w:
+                return  # an in-place operation assigns its result back
             if dst == isa.FRAME_POINTER:
                 raise asm._frame_pointer()
             if value.is_w != is_w:
@@ -775,17 +844,17 @@ class _If:
         self._condition = condition
         self._else = Label("else")
         self._end = Label("endif") if end is None else end
-        self.origin = asm._capture(3)
+        self.origin = condition.origin
         asm._loose.pop(id(condition), None)
         asm._loose[id(self)] = self
 
     def goto(self, label: str | Label) -> None:
         """Jump to *label* where the condition holds: ``if r2 > r3 goto label``."""
-        self._asm._loose.pop(id(self), None)
+        self._asm._begin(self, "If")
         self._asm._branch_true(self._condition, self._asm._label(label), self.origin)
 
     def __enter__(self) -> None:
-        self._asm._loose.pop(id(self), None)
+        self._asm._begin(self, "If")
         self._asm._branch_false(self._condition, self._else, self.origin)
         self._asm._depth += 1
 
@@ -819,21 +888,24 @@ class _Chain:
 class _Else:
     """What `Asm.Else` and `Asm.Elif` return."""
 
-    __slots__ = ("_asm", "_condition", "_end", "_inner")
+    __slots__ = ("_asm", "_condition", "_end", "_inner", "origin", "what")
 
     def __init__(self, asm: Asm, condition: Condition | None) -> None:
         self._asm = asm
         self._condition = condition
         self._inner: _If | None = None
+        self.what = "Else" if condition is None else "Elif"
+        self.origin = asm._capture(3)
         if condition is not None:
             asm._loose.pop(id(condition), None)
+        asm._loose[id(self)] = self
 
     def __enter__(self) -> None:
         asm = self._asm
+        asm._begin(self, self.what)
         chain = asm._chain
         if chain is None or chain.position != len(asm._body) or chain.depth != asm._depth:
-            word = "Else" if self._condition is None else "Elif"
-            raise asm._error(f"{word} must follow the block of an If directly")
+            raise asm._error(f"{self.what} must follow the block of an If directly")
         asm._chain = None
         asm._unplace(chain.otherwise)
         asm._unplace(chain.end)
@@ -864,16 +936,18 @@ class _Else:
 class LoopBlock:
     """What `Asm.Loop` and `Asm.While` bind: ``loop.start`` and ``loop.end`` are labels for ``goto``."""
 
-    __slots__ = ("_asm", "_condition", "end", "origin", "start")
+    __slots__ = ("_asm", "_condition", "end", "origin", "start", "what")
 
     def __init__(self, asm: Asm, condition: Condition | None) -> None:
         self._asm = asm
         self._condition = condition
         self.start = Label("loop")
         self.end = Label("endloop")
+        self.what = "Loop" if condition is None else "While"
         self.origin = asm._capture(3)
         if condition is not None:
             asm._loose.pop(id(condition), None)
+        asm._loose[id(self)] = self
 
     def again(self) -> None:
         """Jump back to the start, as Python's ``continue``."""
@@ -884,7 +958,11 @@ class LoopBlock:
         self._asm._jump(self.end)
 
     def __enter__(self) -> LoopBlock:
-        self._asm._place(self.start)
+        asm = self._asm
+        asm._begin(self, self.what)
+        if asm._terminated:
+            raise asm._unreachable(self.origin)
+        asm._place(self.start)
         if self._condition is not None:
             self._asm._branch_false(self._condition, self.end, self.origin)
         self._asm._depth += 1
@@ -920,6 +998,7 @@ class Asm:
         "_done",
         "_loose",
         "_named",
+        "_only_by_jump",
         "_places",
         "_regs",
         "_stack",
@@ -965,18 +1044,21 @@ class Asm:
         self._places: dict[Label, int] = {}
         self._used: dict[Label, Origin] = {}
         self._named: dict[str, Label] = {}
-        self._loose: dict[int, Condition | _If] = {}
+        self._only_by_jump: dict[Label, Origin] = {}  # labels after what always leaves
+        self._loose: dict[int, Condition | Unary | _If | _Else | LoopBlock] = {}
         self._chain: _Chain | None = None
         self._depth = 0
         self._terminated = False
         self._stack = 0
         self._calls: list[Subprogram] = []
 
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("_"):
-            raise AttributeError(name)
-        known = [n for n in dir(type(self)) if not n.startswith("_")]
-        raise self._error(f"Asm has no {name!r}{suggestion(name, known)}")
+    if not TYPE_CHECKING:  # a type checker would take every name for an attribute
+
+        def __getattr__(self, name: str) -> Any:
+            if name.startswith("_"):
+                raise AttributeError(name)
+            known = [n for n in dir(type(self)) if not n.startswith("_")]
+            raise self._error(f"Asm has no {name!r}{suggestion(name, known)}")
 
     # Memory.
     @property
@@ -1011,6 +1093,8 @@ class Asm:
 
         Their contents are not set.
         """
+        if size < 1:
+            raise self._error(f"{size} bytes of stack can't be had: at least 1")
         taken = self._stack + -(-size // 8) * 8
         if taken > STACK_LIMIT:
             raise self._error(
@@ -1070,7 +1154,7 @@ class Asm:
                 self._calls.append(what)
             self._emit(isa.OP_CALL, 0, CallKind.LOCAL, 0, -1, reference=what)
         elif isinstance(what, int):
-            if what < 0:
+            if not 0 <= what <= _S32_MAX:
                 raise self._error(f"helper {what} does not exist")
             self._emit(isa.OP_CALL, 0, CallKind.HELPER, 0, int(what))
         else:
@@ -1088,6 +1172,9 @@ class Asm:
         found = self._label(label)
         if found in self._places:
             raise self._error(f"label {found.hint!r} marks another place already")
+        if self._terminated:
+            self._only_by_jump[found] = self._capture(2)
+        self._chain = None  # an Else after this would not follow the If
         self._place(found)
 
     def named(self, name: str) -> Label:
@@ -1147,18 +1234,34 @@ class Asm:
         origin: Origin | None = None,
     ) -> None:
         if origin is None:
-            origin = capture(self.entry, 2)
+            # As capture() does, without the call: this is the hot path.
+            frame = _getframe(2)
+            while frame.f_code.co_filename in INTERNAL:
+                frame = frame.f_back  # type: ignore[assignment]
+            code = frame.f_code
+            if code is self.entry and code.co_filename in known_modules:
+                origin = (code, frame.f_lasti, None)
+            else:
+                origin = capture(self.entry, 2)
         if not -32768 <= offset <= 32767:
             raise AsmError(
                 f"offset {offset} does not fit the 16 bits that an instruction has for it", resolve(origin)
             )
         if self._terminated:
-            raise AsmError(
-                "this can't be reached: the statement before always leaves "
-                "(put a label here if something jumps to it)",
-                resolve(origin),
-            )
+            raise self._unreachable(origin)
         self._body.append(Instruction(opcode, dst, src, offset, imm, imm_high, reference, origin))
+
+    def _unreachable(self, origin: Origin) -> AsmError:
+        return AsmError(
+            "this can't be reached: the statement before always leaves "
+            "(put a label here if something jumps to it)",
+            resolve(origin),
+        )
+
+    def _begin(self, block: _If | _Else | LoopBlock, what: str) -> None:
+        """Take *block* for written; one can be written only once, because its labels mark one place."""
+        if self._loose.pop(id(block), None) is None:
+            raise self._error(f"this {what} has been written already: each place needs one of its own")
 
     def _frame_pointer(self) -> AsmError:
         return AsmError("r10 is the frame pointer and can't be changed", resolve(capture(self.entry, 2)))
@@ -1231,6 +1334,7 @@ class Asm:
 
     def _unary(self, dst: int, is_w: bool, value: Unary) -> None:
         reg = value.reg
+        self._loose.pop(id(value), None)
         if value.kind == "movsx":
             if reg.is_w != is_w:
                 raise self._widths_differ(self._regs[is_w][dst], reg)
@@ -1338,6 +1442,10 @@ class Asm:
             what = "If(…) is neither a `with` block nor followed by .goto()"
             if isinstance(loose, Condition):
                 what = "this comparison does nothing: it belongs in b.If(…)"
+            elif isinstance(loose, Unary):
+                what = f"this does nothing: its result must be assigned, b.{loose.reg.name} = …"
+            elif not isinstance(loose, _If):
+                what = f"{loose.what}(…) does nothing without `with`"
             raise AsmError(what, resolve(loose.origin))
         if not self._body:
             raise AsmError(f"{self.name} has no instructions")
@@ -1350,11 +1458,20 @@ class Asm:
                 f"{self.name} runs past its end after this statement: it needs b.exit() or b.ret()",
                 None if origin is None else resolve(origin),
             )
+        if self._only_by_jump:
+            jumped_to = {self._places[label] for label in self._used if label in self._places}
+            for dead, origin in self._only_by_jump.items():
+                if self._places[dead] not in jumped_to and self._places[dead] < len(self._body):
+                    raise AsmError(
+                        f"what follows label {dead.hint!r} can't be reached: nothing jumps to it, "
+                        "and the statement before always leaves",
+                        resolve(origin),
+                    )
         slots: list[int] = []
         at = 0
         for insn in self._body:
             slots.append(at)
-            at += insn.slots
+            at += 2 if insn.opcode == isa.LD_IMM64 else 1
         for index, insn in enumerate(self._body):
             label = insn.reference
             if not isinstance(label, Label):

@@ -22,6 +22,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Self, TypeVar, overload
 
 from pybpfasm.errors import AsmError, LayoutError, suggestion
+from pybpfasm.source import capture, resolve
 
 if TYPE_CHECKING:
     from pybpfasm.asm import Address, Mem, Reg, StoreValue
@@ -262,9 +263,27 @@ class ArrayView:
             )
         if not isinstance(field.element, Scalar):
             raise AsmError(
-                f"{field.owner}.{field.name} holds structures: use .at({index})", self._address.asm.here()
+                f"{field.owner}.{field.name} holds {field.element.c_type}: "
+                f"use .at({index}) for a view of one element",
+                self._address.asm.here(),
             )
         return field.element, index * field.element.size
+
+    def at(self, index: int) -> Any:
+        """A view of element *index* where the elements are structures or arrays."""
+        field = self._field
+        if isinstance(field.element, Scalar):
+            return self[index]
+        if not isinstance(index, int) or not 0 <= index < field.count:
+            raise AsmError(
+                f"index {index!r} is outside {field.owner}.{field.name}, which has {field.count} elements",
+                self._address.asm.here(),
+            )
+        where = self._address + index * field.element.size
+        if isinstance(field.element, Nested):
+            return field.element.struct(where)
+        assert isinstance(field.element, Array)
+        return ArrayView(field.element, where)
 
     def __getitem__(self, index: int) -> Mem:
         element, offset = self._element(index)
@@ -277,6 +296,9 @@ class ArrayView:
 
     def __len__(self) -> int:
         return self._field.count
+
+    def __iter__(self) -> Iterator[Any]:
+        return (self.at(index) for index in range(self._field.count))
 
     @property
     def address(self) -> Address:
@@ -293,9 +315,10 @@ class ArrayView:
 
     def _word(self, word: Scalar, index: int) -> Mem:
         field = self._field
-        if not 0 <= index < field.size // word.size:
+        if not isinstance(index, int) or not 0 <= index < field.size // word.size:
             raise AsmError(
-                f"word {index} ({word.size} bytes) is outside {field.owner}.{field.name}, {field.size} bytes",
+                f"word {index!r} ({word.size} bytes) is outside {field.owner}.{field.name}, "
+                f"{field.size} bytes",
                 self._address.asm.here(),
             )
         mem = self._address.mem(word, index * word.size)
@@ -342,7 +365,12 @@ class Array(Field):
             if len(value) != self.size:
                 raise LayoutError(f"{self.owner}.{self.name} takes {self.size} bytes, got {len(value)}")
             return bytes(value)
-        items = list(value)
+        try:
+            items = list(value)
+        except TypeError:
+            raise LayoutError(
+                f"{self.owner}.{self.name} takes {self.count} elements, not {type(value).__name__}"
+            ) from None
         if len(items) != self.count:
             raise LayoutError(f"{self.owner}.{self.name} takes {self.count} elements, got {len(items)}")
         return b"".join(self.element.to_bytes(item, byteorder) for item in items)
@@ -406,6 +434,10 @@ class Nested(Field, Generic[S]):
             return bytes(value)
         if isinstance(value, Record):
             value = value.as_dict()
+        if not isinstance(value, Mapping):
+            raise LayoutError(
+                f"{self.owner}.{self.name} takes a dict, a Record or bytes, not {type(value).__name__}"
+            )
         return self.struct.pack(byteorder=byteorder, **value)
 
     def from_bytes(self, data: bytes, byteorder: ByteOrder) -> Record:
@@ -418,13 +450,16 @@ class Nested(Field, Generic[S]):
 class Record:
     """The values of a structure read from memory, by field name: ``entry.port``."""
 
-    __slots__ = ("_struct", "_values")
+    __slots__ = ("_byteorder", "_struct", "_values")
 
-    def __init__(self, struct: type[Struct], values: dict[str, Any]) -> None:
+    def __init__(self, struct: type[Struct], values: dict[str, Any], byteorder: ByteOrder) -> None:
         object.__setattr__(self, "_struct", struct)
         object.__setattr__(self, "_values", values)
+        object.__setattr__(self, "_byteorder", byteorder)
 
     def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
         try:
             return self._values[name]
         except KeyError:
@@ -442,8 +477,8 @@ class Record:
         return dict(self._values)
 
     def pack(self) -> bytes:
-        """The bytes that these values came from."""
-        packed: bytes = self._struct.pack(**self._values)
+        """The bytes that these values came from, with zeros in the padding."""
+        packed: bytes = self._struct.pack(byteorder=self._byteorder, **self._values)
         return packed
 
     def __eq__(self, other: object) -> bool:
@@ -452,7 +487,7 @@ class Record:
         return NotImplemented
 
     def __hash__(self) -> int:
-        return hash((self._struct, self.pack()))
+        return hash((self._struct, tuple(self._values.values())))
 
     def __iter__(self) -> Iterator[tuple[str, Any]]:
         return iter(self._values.items())
@@ -519,28 +554,39 @@ class Struct:
         cls.kernel_name = kernel_name or cls.__name__
 
     def __init__(self, at: Reg | Address) -> None:
-        object.__setattr__(self, "_address", at + 0)
+        try:
+            address = at + 0
+            address.asm  # noqa: B018
+        except (TypeError, AttributeError):
+            raise AsmError(
+                f"a view lies at a register or an address, {type(self).__name__}(b.rN), "
+                f"not at {type(at).__name__}",
+                resolve(capture(None, 2)),
+            ) from None
+        object.__setattr__(self, "_address", address)
 
     @property
     def address(self) -> Address:
         """Where the view is: a register and a byte offset."""
         return self._address
 
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        raise AsmError(
-            f"{type(self).__name__} has no field {name!r}{suggestion(name, self.fields)}",
-            self._address.asm.here(),
-        )
+    if not TYPE_CHECKING:  # a type checker would take every name for a field
 
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name not in self.fields:
+        def __getattr__(self, name: str) -> Any:
+            if name.startswith("__"):
+                raise AttributeError(name)
             raise AsmError(
                 f"{type(self).__name__} has no field {name!r}{suggestion(name, self.fields)}",
                 self._address.asm.here(),
             )
-        object.__setattr__(self, name, value)
+
+        def __setattr__(self, name: str, value: Any) -> None:
+            if name not in self.fields:
+                raise AsmError(
+                    f"{type(self).__name__} has no field {name!r}{suggestion(name, self.fields)}",
+                    self._address.asm.here(),
+                )
+            object.__setattr__(self, name, value)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} at {self._address}>"
@@ -578,12 +624,15 @@ class Struct:
                 name: field.from_bytes(data[field.offset : field.offset + field.size], byteorder)
                 for name, field in cls.fields.items()
             },
+            byteorder,
         )
 
     @classmethod
     def btf(cls, builder: BtfBuilder) -> int:
         """The BTF type id of the structure, added to *builder* where it is new."""
-        members = [(name, field.btf(builder), field.offset * 8) for name, field in cls.fields.items()]
+        # The kernel wants members in the order of their offsets.
+        fields = sorted(cls.fields.items(), key=lambda item: item[1].offset)
+        members = [(name, field.btf(builder), field.offset * 8) for name, field in fields]
         return builder.add_struct(cls.kernel_name, cls.sizeof, members)
 
 

@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Concatenate, Final, Generic, ParamSpec, TypeVar
 
+from pybpfasm import isa
 from pybpfasm.asm import Asm
 from pybpfasm.errors import AsmError, SourceLocation
 from pybpfasm.instruction import Instruction
@@ -26,7 +27,7 @@ from pybpfasm.kernel.context import SkBuff, SkLookup, SkMsgMd, SockAddr, SockOps
 from pybpfasm.kernel.enums import AttachType, ProgType
 from pybpfasm.layout import ByteOrder, Struct
 from pybpfasm.maps import MapSpec
-from pybpfasm.source import forget, raised_at, record, resolve
+from pybpfasm.source import capture, forget, raised_at, record, resolve
 
 if TYPE_CHECKING:
     from pybpfasm.btf import BtfBuilder
@@ -107,7 +108,7 @@ class ProgramSpec:
         maps: dict[str, MapSpec] = {}
         for insn in instructions:
             self._starts.append(at)
-            at += insn.slots
+            at += 2 if insn.opcode == isa.LD_IMM64 else 1
             if isinstance(insn.reference, MapSpec):
                 known = maps.setdefault(insn.reference.name, insn.reference)
                 if known is not insn.reference:
@@ -290,9 +291,15 @@ def subprogram(*arguments: str) -> Callable[[Callable[..., None]], Subprogram]:
     def sum_bytes(b: Asm) -> None: ...
     """
     if len(arguments) > 5:
-        raise AsmError(f"a subprogram takes at most 5 arguments, in r1 to r5; got {len(arguments)}")
+        raise AsmError(
+            f"a subprogram takes at most 5 arguments, in r1 to r5; got {len(arguments)}",
+            resolve(capture(None, 2)),
+        )
     if not all(isinstance(argument, str) for argument in arguments):
-        raise AsmError('a subprogram names its arguments: @subprogram("data", "length"), or @subprogram()')
+        raise AsmError(
+            'a subprogram names its arguments: @subprogram("data", "length"), or @subprogram()',
+            resolve(capture(None, 2)),
+        )
 
     def wrap(function: Callable[..., None]) -> Subprogram:
         return Subprogram(function, arguments)
@@ -354,7 +361,7 @@ class Template(Generic[P]):
         for insn in instructions:
             if isinstance(insn.reference, Subprogram):
                 insn.imm = entries[insn.reference] - at - 1
-            at += insn.slots
+            at += 2 if insn.opcode == isa.LD_IMM64 else 1
         return ProgramSpec(
             self.name,
             self.type,
@@ -391,18 +398,32 @@ class Kind(Generic[C]):
         program type.
         """
         if callable(attach_type):
-            raise AsmError(f"write the decorator with parentheses: @{self.type.name.lower()}()")
+            raise AsmError(
+                f"write the decorator with parentheses: @{self.type.name.lower()}()",
+                resolve(capture(None, 2)),
+            )
         if attach_type is None and len(self.attach_types) == 1:
             attach_type = self.attach_types[0]
+        allowed = ", ".join(a.name for a in self.attach_types)
+        if attach_type is None and self.type in _WANTS_ATTACH_TYPE:
+            raise AsmError(
+                f"{self.type.name} programs need an attach type" + (f": {allowed}" if allowed else ""),
+                resolve(capture(None, 2)),
+            )
+        if attach_type is not None and not isinstance(attach_type, AttachType):
+            raise AsmError(f"an attach type is an AttachType, not {attach_type!r}", resolve(capture(None, 2)))
         if attach_type is not None and self.attach_types and attach_type not in self.attach_types:
-            allowed = ", ".join(a.name for a in self.attach_types)
-            raise AsmError(f"{self.type.name} programs attach as {allowed}, not as {attach_type.name}")
+            raise AsmError(
+                f"{self.type.name} programs attach as {allowed}, not as {attach_type.name}",
+                resolve(capture(None, 2)),
+            )
 
         def wrap(function: Callable[Concatenate[Asm, C, P], None]) -> Template[P]:
             shown = name if name is not None else function.__name__
             if not _NAME.fullmatch(shown):
                 raise AsmError(
-                    f"program name {shown!r}: the kernel takes 1 to 15 letters, digits and '_'; give name=…"
+                    f"program name {shown!r}: the kernel takes 1 to 15 letters, digits and '_'; give name=…",
+                    resolve(capture(None, 2)),
                 )
             return Template(function, self.type, attach_type, self.context, shown, license, prog_flags)
 

@@ -22,8 +22,8 @@ Origin = tuple[CodeType, int, "Origin | None"]
 
 _HERE = os.path.dirname(__file__)
 # Frames of these files are the assembler's own, never the writer's.
-_INTERNAL = frozenset(os.path.join(_HERE, name) for name in ("asm.py", "layout.py", "maps.py", "program.py"))
-_MODULES: dict[str, str] = {}
+INTERNAL = frozenset(os.path.join(_HERE, name) for name in ("asm.py", "layout.py", "maps.py", "program.py"))
+known_modules: dict[str, str] = {}
 
 
 # The chain of callers found last, by the frame that it begins at: a macro writes several instructions in a
@@ -31,20 +31,27 @@ _MODULES: dict[str, str] = {}
 _last_callers: tuple[FrameType | None, int, CodeType | None, Origin | None] = (None, 0, None, None)
 
 
+def _module(frame: FrameType) -> str:
+    """The name of the module that *frame* runs in; of ``python -m name`` that name."""
+    name: str = frame.f_globals.get("__name__", "")
+    spec = frame.f_globals.get("__spec__") if name == "__main__" else None
+    return name if spec is None else spec.name
+
+
 def capture(entry: CodeType | None, depth: int = 2) -> Origin:
     """The origin of the statement being executed *depth* frames above, up to the function *entry*."""
     frame: FrameType | None = sys._getframe(depth)
-    while frame is not None and frame.f_code.co_filename in _INTERNAL:
+    while frame is not None and frame.f_code.co_filename in INTERNAL:
         frame = frame.f_back
     if frame is None:
         raise RuntimeError("no Python frame outside the assembler")
     code = frame.f_code
     if code is entry or entry is None:
-        if code.co_filename not in _MODULES:
-            _MODULES[code.co_filename] = frame.f_globals.get("__name__", "")
+        if code.co_filename not in known_modules:
+            known_modules[code.co_filename] = frame.f_globals.get("__name__", "")
         return (code, frame.f_lasti, None)
-    if code.co_filename not in _MODULES:
-        _MODULES[code.co_filename] = frame.f_globals.get("__name__", "")
+    if code.co_filename not in known_modules:
+        known_modules[code.co_filename] = frame.f_globals.get("__name__", "")
     return (code, frame.f_lasti, _callers(frame.f_back, entry))
 
 
@@ -60,9 +67,9 @@ def _callers(frame: FrameType | None, entry: CodeType) -> Origin | None:
     at: FrameType | None = frame
     while at is not None:
         code = at.f_code
-        if code.co_filename not in _INTERNAL:
-            if code.co_filename not in _MODULES:
-                _MODULES[code.co_filename] = at.f_globals.get("__name__", "")
+        if code.co_filename not in INTERNAL:
+            if code.co_filename not in known_modules:
+                known_modules[code.co_filename] = at.f_globals.get("__name__", "")
             chain.append((code, at.f_lasti))
             if code is entry:
                 break
@@ -112,7 +119,7 @@ _lines: dict[int, _Lines] = {}
 @lru_cache(maxsize=1024)
 def module_path(path: str) -> str:
     """*path* below its import root, with forward slashes, the same wherever the code is installed."""
-    module = _MODULES.get(path, "")
+    module = known_modules.get(path, "")
     parts = path.replace(os.sep, "/").split("/")
     if module and module != "__main__":
         depth = module.count(".") + (2 if parts[-1] == "__init__.py" else 1)
@@ -152,8 +159,8 @@ def raised_at(error: BaseException, entry: CodeType | None) -> SourceLocation | 
     origin: Origin | None = None
     while trace is not None:
         code = trace.tb_frame.f_code
-        if (code is entry or origin is not None) and code.co_filename not in _INTERNAL:
-            _MODULES.setdefault(code.co_filename, trace.tb_frame.f_globals.get("__name__", ""))
+        if (code is entry or origin is not None) and code.co_filename not in INTERNAL:
+            known_modules.setdefault(code.co_filename, trace.tb_frame.f_globals.get("__name__", ""))
             origin = (code, trace.tb_lasti, origin)
         trace = trace.tb_next
     return None if origin is None else resolve(origin)
