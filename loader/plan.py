@@ -13,17 +13,16 @@ import sys
 from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, Self
 
 from loader import bpffs, modes
 from loader.bpffs import BpfFs
 from loader.cgroup import Cgroup
-from loader.errors import CapabilityError, LoaderError, UsageError
+from loader.errors import CapabilityError, KernelFeatureError, LoaderError, UsageError
 from loader.netns import Interface, NetNs, interface, listeners
 from loader.objects import capabilities
-from programs.settings import Settings, SettingsError
+from programs.settings import Settings
 
 if TYPE_CHECKING:
     from pybpfasm.maps import MapSpec
@@ -116,7 +115,10 @@ def make(request: Request, *, dry: bool = False) -> Plan:
                 f"no bpf file system is mounted, and {bpffs.DEFAULT_MOUNT} does not exist",
                 hint="mount one somewhere (mount -t bpf bpf DIR) and name it with --bpffs DIR",
             )
-        settings, tcx = (request.settings, not request.clsact) if dry else _probe(request)
+        warnings = [warning] if warning else []
+        settings, tcx = request.settings, not request.clsact
+        if not dry:
+            settings, tcx = _probe(request, mode, warnings)
         programs = mode.programs(settings, interfaces)
         return Plan(
             request=request,
@@ -131,7 +133,7 @@ def make(request: Request, *, dry: bool = False) -> Plan:
             maps=mode.maps(settings),
             programs=programs,
             hooks=mode.hooks(settings, interfaces),
-            warnings=[warning] if warning else [],
+            warnings=warnings,
             _stack=stack.pop_all(),
         )
 
@@ -200,15 +202,39 @@ def envoy_warning(settings: Settings) -> str:
     return ""
 
 
-def _probe(request: Request) -> tuple[Settings, bool]:
-    """Return the settings with what this kernel offers, and whether it has TCX."""
+def _probe(request: Request, mode: modes.Mode, warnings: list[str]) -> tuple[Settings, bool]:
+    """Return the settings with what this kernel offers, and whether it has TCX.
+
+    Raises :class:`~loader.errors.KernelFeatureError` for what the mode cannot do without.
+    """
+    from loader.features import Feature, Support, probe, require
+
+    def has(*features: Feature) -> bool:
+        return not any(probe(one).support is Support.UNSUPPORTED for one in features)
+
     settings = request.settings
-    try:
-        return replace(settings), not request.clsact
-    except SettingsError as error:  # cannot be: they were right before
-        raise LoaderError(str(error)) from None
-
-
-def default_mount() -> Path:
-    """Return where a bpf file system is mounted when there is none."""
-    return bpffs.DEFAULT_MOUNT
+    require(*mode.needs(replace(settings, accelerate=False)))
+    if settings.accelerate:
+        try:
+            require(*mode.needs(settings))
+        except KernelFeatureError as error:
+            raise KernelFeatureError(
+                f"acceleration is not possible: {error}",
+                feature=error.feature,
+                hint="do without it: --no-accelerate",
+            ) from None
+    timers = has(Feature.TIMER)
+    cookie = has(Feature.NETNS_COOKIE_SK_MSG, Feature.NETNS_COOKIE_SOCK_OPS)
+    if not timers:
+        warnings.append(
+            "this kernel has no timers in maps (5.15): entries of connections that just stop stay in "
+            "the flow map until `down`"
+        )
+    if settings.accelerate and not cookie:
+        warnings.append(
+            "this kernel has no netns cookie (5.15): acceleration can take connections of two network "
+            "namespaces with the same addresses for one; name Envoy's own cgroup with --cgroup, or use "
+            "--no-accelerate"
+        )
+    settings = replace(settings, timers=timers, coarse_clock=has(Feature.COARSE_CLOCK), netns_cookie=cookie)
+    return settings, has(Feature.TCX) and not request.clsact

@@ -17,6 +17,7 @@ from loader.errors import UsageError
 from pybpfasm.kernel.enums import AttachType
 
 if TYPE_CHECKING:
+    from loader.features import Feature
     from loader.netns import Interface
     from loader.objects import Map
     from programs.settings import Settings
@@ -65,6 +66,10 @@ class Mode(Protocol):
     @property
     def original_destination(self) -> str:
         """How Envoy learns where a connection was going, in a few words."""
+        ...
+
+    def needs(self, settings: Settings) -> tuple[Feature, ...]:
+        """Return what of the kernel the mode cannot do without."""
         ...
 
     def hooks(self, settings: Settings, interfaces: Sequence[Interface]) -> tuple[Hook, ...]:

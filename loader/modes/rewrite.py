@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Final
 
+from loader.features import Feature
 from loader.modes import Hook, Target
 from loader.netns import ARPHRD_LOOPBACK, Interface
 from loader.objects import Map
@@ -41,6 +42,18 @@ class Rewrite:
 
     name = "rewrite"
     original_destination = "cgroup/getsockopt, from the flow map"
+
+    def needs(self, settings: Settings) -> tuple[Feature, ...]:
+        """Return the features that have no substitute: TCX has clsact, timers and the cookie do without."""
+        found = [Feature.LINK_UPDATE, Feature.CGROUP_GETSOCKOPT_LINK, Feature.SKC_LOOKUP_TC]
+        if settings.accelerate:
+            found += [
+                Feature.CGROUP_SOCK_OPS_LINK,
+                Feature.SK_MSG,
+                Feature.SOCKHASH,
+                Feature.SK_STORAGE_SK_MSG,
+            ]
+        return tuple(found)
 
     def hooks(self, settings: Settings, interfaces: Sequence[Interface]) -> tuple[Hook, ...]:
         """Return the hooks: ingress is the last, for the first packet that it redirects needs the others."""
