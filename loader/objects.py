@@ -993,7 +993,7 @@ class Program(Owned):
         error = result.error
         assert error is not None
         if error.errno == errno.EPERM:
-            if _missing_capabilities(("CAP_BPF",)) or not _raise_memlock():
+            if _missing_capabilities(_needed_for(spec)) or not _raise_memlock():
                 raise _explain(error, _needed_for(spec)) from None
             result = attempt(0, 0)
             if result.fd >= 0:

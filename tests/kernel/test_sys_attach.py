@@ -237,6 +237,9 @@ def test_sk_msg_on_a_sockhash_by_link() -> None:
             with link:
                 info = link.info()
                 assert (info.type, info.map_id) == (LinkType.SOCKMAP, socks.id)
+                with Program.load(pass_all.build()) as other:
+                    link.update(other, program)
+                    assert prog_query(socks.fd, AttachType.SK_MSG_VERDICT).prog_ids == (other.id,)
             assert prog_query(socks.fd, AttachType.SK_MSG_VERDICT).prog_ids == ()
 
 

@@ -10,10 +10,12 @@ import os
 import struct
 import warnings
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from loader import objects
+from loader import sys as bpf_sys
 from loader.bpffs import BpfFs
 from loader.errors import BpfError, KernelFeatureError, UsageError
 from loader.objects import Btf, Map, Program, Stats, possible_cpus
@@ -280,6 +282,30 @@ def test_bad_btf_is_refused_with_the_kernels_reason() -> None:
     broken[24 + 4 + 3] = 0x1F  # an unknown kind in the first type's info
     with pytest.raises(BpfError, match=r"BTF_LOAD.*\(.+\)"):
         Btf.load(bytes(broken))
+
+
+def test_a_map_that_does_not_fit_the_memlock_limit_gets_a_second_try(monkeypatch: pytest.MonkeyPatch) -> None:
+    real, answers, raised = bpf_sys.map_create, [errno.EPERM], []
+
+    def map_create(*args: Any, **kwargs: Any) -> int:
+        if answers:
+            raise BpfError(answers.pop(), "MAP_CREATE")  # as before 5.11
+        return real(*args, **kwargs)
+
+    def raise_memlock() -> bool:
+        raised.append(True)
+        return True
+
+    monkeypatch.setattr(bpf_sys, "map_create", map_create)
+    monkeypatch.setattr(objects, "_raise_memlock", raise_memlock)
+    with Map.create(NUMBERS) as numbers:
+        assert numbers.name == "numbers"
+    assert raised == [True]
+    answers += [errno.EPERM, errno.EPERM]
+    with pytest.raises(BpfError, match="EPERM") as caught:
+        Map.create(NUMBERS)
+    assert "RLIMIT_MEMLOCK" in caught.value.hint
+    assert raised == [True, True]
 
 
 # --- programs -----------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 from ipaddress import ip_address
 from pathlib import Path
@@ -11,11 +12,13 @@ import pytest
 
 pytest.importorskip("fcntl", reason="the loader's tables are Linux's")
 
+from loader import sys as bpf_sys
 from loader.bpffs import BpfFs, check_name, parse_mountinfo, visible
 from loader.errors import BpfError, CapabilityError, KernelFeatureError, LoaderError, UsageError
 from loader.netns import Listener, parse_proc_net_tcp
 from loader.objects import parse_cpu_list
 from loader.sys import object_name, syscall_number
+from pybpfasm.kernel.enums import Cmd
 
 MOUNTINFO = r"""
 22 1 254:1 / / rw,relatime shared:1 - ext4 /dev/root rw,errors=remount-ro
@@ -109,6 +112,44 @@ def test_an_unknown_machine_is_named() -> None:
 )
 def test_object_names_are_what_the_kernel_takes(name: str, kept: bytes) -> None:
     assert object_name(name) == kept
+
+
+class Kernel:
+    """A bpf(2) that answers with a list of errno values, then with a descriptor."""
+
+    def __init__(self, *answers: int) -> None:
+        self.answers = list(answers)
+        self.calls = 0
+
+    def __call__(self, command: int, attr: object, size: int) -> int:
+        self.calls += 1
+        if not self.answers:
+            return 9
+        ctypes.set_errno(self.answers.pop(0))
+        return -1
+
+
+@pytest.mark.parametrize(
+    ("command", "answers", "calls", "failure"),
+    [
+        (Cmd.MAP_CREATE, [errno.EINTR] * 20, 21, 0),
+        (Cmd.PROG_LOAD, [errno.EAGAIN] * 4, 5, 0),
+        (Cmd.PROG_LOAD, [errno.EAGAIN] * 5, 5, errno.EAGAIN),
+        (Cmd.MAP_CREATE, [errno.EAGAIN], 1, errno.EAGAIN),
+        (Cmd.PROG_LOAD, [errno.EACCES], 1, errno.EACCES),
+    ],
+)
+def test_what_is_tried_again(
+    monkeypatch: pytest.MonkeyPatch, command: Cmd, answers: list[int], calls: int, failure: int
+) -> None:
+    kernel = Kernel(*answers)
+    monkeypatch.setattr(bpf_sys, "_syscall", kernel)
+    try:
+        assert bpf_sys.bpf(command, bpf_sys.OneFieldAttr(1), "it") == 9
+        assert failure == 0
+    except BpfError as error:
+        assert (error.errno, error.command, error.what) == (failure, command.name, "it")
+    assert kernel.calls == calls
 
 
 def test_an_error_of_bpf_is_both_an_oserror_and_ours() -> None:
