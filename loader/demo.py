@@ -201,9 +201,7 @@ class Demo:
 
     def status(self) -> None:
         """The counters of the hooks."""
-        result = self.playground.loader("status", "--json", "--name", self.name)
-        expect(result.returncode == 0, f"`loader status` failed:\n{result.stderr.strip()}")
-        status = json.loads(result.stdout)
+        status = json.loads(self.loader("status", "--json", "--name", self.name).stdout)
         self.facts["status"] = status
         self.printer.table("The hooks", ["hook", "where", "program", "counters"], hook_rows(status))
 
@@ -301,9 +299,33 @@ def _run(arguments: argparse.Namespace, printer: Printer) -> dict[str, Any]:
             printer.line(f"\nA shell on the server: [bold]nsenter --net={playground.server.path}[/bold]")
             input("Enter goes on with `down`: ")
         demo.down(envoy)
-        with printer.step("processes, namespaces, cgroup and mounts are removed"):
+        with printer.step("processes, namespaces, cgroup and mounts are removed") as remark:
             playground.close()
+            expect_gone(demo.facts["status"])
+            remark("no program, map or link of it is left in the kernel")
     return demo.facts
+
+
+def expect_gone(status: Mapping[str, Any], patience: float = 10.0) -> None:
+    """Raise DemoError unless the kernel has freed what `status` names within `patience` seconds.
+
+    It frees a little later than the last reference goes.
+    """
+    from loader import objects
+
+    ids = {
+        "programs": {hook["program"]["id"] for hook in status["hooks"]},
+        "links": {hook["link_id"] for hook in status["hooks"] if "link_id" in hook},
+        "maps": {one["id"] for one in status["maps"]},
+    }
+    deadline = time.monotonic() + patience
+    while True:
+        now = {"programs": objects.programs(), "links": objects.links(), "maps": objects.maps()}
+        left = {kind: sorted(ids[kind] & set(there)) for kind, there in now.items()}
+        if not any(left.values()):
+            return
+        expect(time.monotonic() < deadline, f"the kernel still has {left}")
+        time.sleep(0.02)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
