@@ -44,12 +44,24 @@ def _friendlier(parser: argparse.ArgumentParser, message: str) -> str:
         close = difflib.get_close_matches(found[1], COMMANDS, n=1)
         wanted = f"; did you mean {close[0]!r}?" if close else f"; known are {', '.join(COMMANDS)}"
         return f"there is no command {found[1]!r}{wanted}"
-    if found := re.match(r"unrecognized arguments: (-\S+)", message):
-        options = [o for o in parser._option_string_actions if o.startswith("--")]
-        close = difflib.get_close_matches(found[1].partition("=")[0], options, n=1)
-        if close:
-            return f"{message}; did you mean {close[0]}?"
     return message
+
+
+def _check_options(parser: argparse.ArgumentParser, words: Sequence[str]) -> None:
+    """Refuse an option that the command does not have, and name the one that was probably meant.
+
+    argparse would first complain of something that is missing because of the mistake.
+    """
+    import difflib
+
+    for word in words:
+        if word == "--":
+            return
+        option = word.partition("=")[0]
+        known = parser._option_string_actions
+        if word.startswith("--") and option not in known:
+            close = difflib.get_close_matches(option, known, n=1)
+            parser.error(f"there is no option {option}{f'; did you mean {close[0]}?' if close else ''}")
 
 
 class Clock:
@@ -131,7 +143,8 @@ def _add_proxy(parser: argparse.ArgumentParser) -> None:
     _add_instance(parser)
 
 
-def _parser() -> Parser:
+def _parser() -> tuple[Parser, dict[str, argparse.ArgumentParser]]:
+    """Return the parser, and those of the commands by name."""
     from loader import __doc__ as about
 
     parser = Parser(
@@ -144,12 +157,15 @@ def _parser() -> Parser:
     parser.add_argument("--debug", action="store_true", help="show the Python traceback of an error")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=Parser)
 
+    made: dict[str, argparse.ArgumentParser] = {}
+
     def command(name: str, text: str, epilog: str = "") -> argparse.ArgumentParser:
-        made = commands.add_parser(
+        one = commands.add_parser(
             name, help=text, description=text[0].upper() + text[1:] + ".", epilog=epilog, allow_abbrev=False
         )
-        made.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
-        return made
+        one.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+        made[name] = one
+        return one
 
     up = command("up", "assemble, load and attach the programs; again, to change settings in place")
     _add_proxy(up)
@@ -177,6 +193,20 @@ def _parser() -> Parser:
     _add_proxy(dump)
     dump.add_argument("--program", metavar="NAME", help="only that one, pba_ingress say")
 
+    run = command(
+        "run",
+        "Envoy with a matching configuration and the proxy in front of it, until Ctrl-C",
+        "What stands behind -- goes to Envoy.",
+    )
+    _add_proxy(run)
+    run.add_argument(
+        "--config",
+        default="original-dst-dual",
+        metavar="NAME|FILE",
+        help="one of our Envoy files, or one of yours as it is (default: %(default)s)",
+    )
+    run.add_argument("envoy_arguments", nargs="*", metavar="-- ARGUMENT", help="arguments for Envoy")
+
     doctor = command("doctor", "what this host and kernel offer, what is missing, and what to do about it")
     doctor.add_argument("--json", action="store_true", help="print facts as JSON")
 
@@ -185,7 +215,7 @@ def _parser() -> Parser:
         from loader.demo import add_arguments
 
         add_arguments(demo)
-    return parser
+    return parser, made
 
 
 def _request(arguments: argparse.Namespace) -> Request:
@@ -397,6 +427,12 @@ def _dump(arguments: argparse.Namespace) -> int:
     return DONE
 
 
+def _run_envoy(arguments: argparse.Namespace) -> int:
+    from loader.run import run
+
+    return run(_request(arguments), arguments.config, arguments.envoy_arguments, say=say, warn=warn)
+
+
 def _doctor(arguments: argparse.Namespace) -> int:
     from loader import doctor
 
@@ -414,6 +450,7 @@ COMMANDS: Final[dict[str, Callable[[argparse.Namespace], int]]] = {
     "down": _down,
     "status": _status,
     "dump": _dump,
+    "run": _run_envoy,
     "doctor": _doctor,
     "demo": _demo,
 }
@@ -463,7 +500,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(words: list[str]) -> int:
-    parser = _parser()
+    parser, commands = _parser()
+    command = next((word for word in words if not word.startswith("-")), "")
+    if command in commands:
+        _check_options(commands[command], words[words.index(command) + 1 :])
     arguments = parser.parse_args(words)
     if arguments.command is None:
         raise UsageError("no command was given", hint=f"known are {', '.join(COMMANDS)}; see --help")

@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only
+"""``run``: Envoy with a configuration that matches, the proxy up in front of it, and both gone at the end."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from loader import envoy
+from loader import plan as planning
+from loader.errors import ConflictError, UsageError
+from loader.instance import down, open_instance, up
+from loader.netns import NetNs, listeners
+from loader.plan import Request
+from loader.process import Place, spawn, stop
+
+__all__ = ["DEFAULT_CONFIG", "run"]
+
+DEFAULT_CONFIG = "original-dst-dual"
+
+
+class _Ended(Exception):
+    """A signal asked for the end."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+def run(
+    request: Request,
+    config: str,
+    arguments: Sequence[str],
+    *,
+    say: Callable[[str], None],
+    warn: Callable[[str], None],
+) -> int:
+    """Start Envoy, bring the proxy up, wait until Envoy ends or a signal comes, and take both down.
+
+    ``config`` is the name of one of our Envoy files, or the path of another one, which is taken as it is.
+    ``arguments`` go to Envoy. Returns Envoy's own exit status; 128 and the number of a signal. Raises
+    :class:`~loader.errors.LoaderError`.
+    """
+    if (there := open_instance(request.name, request.bpffs)) is not None:
+        there.close()
+        raise ConflictError(
+            f"instance {request.name!r} is up already",
+            hint=f"take it down first (down --name {request.name}), or choose another --name",
+        )
+    with planning.make(request) as plan:  # what cannot be is said before Envoy starts
+        cgroup = plan.cgroup.path if request.cgroup is not None else None
+    binary = envoy.find_binary()
+    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+    def ended(number: int, frame: FrameType | None) -> None:
+        raise _Ended(number)
+
+    with ExitStack() as stack:
+        directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="pybpfasm-run-")))
+        netns = stack.enter_context(NetNs.open(request.netns))
+        path = _config(request, config, directory)
+        envoy.validate(path, binary)
+        for number in signals:
+            stack.callback(signal.signal, number, signal.signal(number, ended))
+        command: list[str | Path] = [
+            binary,
+            "-c",
+            path,
+            "--disable-hot-restart",
+            "--log-level",
+            "warning",
+            *arguments,
+        ]
+        process = spawn(command, Place(netns=netns, cgroup=cgroup), stdout=sys.stdout, stderr=sys.stderr)
+        stack.callback(stop, process)
+        try:
+            _wait(netns, request.settings.envoy_port, process)
+            result = up(request)
+            stack.callback(down, request.name, request.bpffs)
+            for warning in result.warnings:
+                warn(warning)
+            settings = request.settings
+            say(
+                f"ports {settings.ports} on {', '.join(request.interfaces)} go through Envoy "
+                f"(process {process.pid}, port {settings.envoy_port}); Ctrl-C ends both"
+            )
+            status = process.wait()
+            say(f"Envoy has ended with status {status}; the proxy goes down")
+        except _Ended as end:
+            for number in signals:
+                signal.signal(number, signal.SIG_IGN)  # what follows is the end already
+            return 128 + end.number
+    return status
+
+
+def _config(request: Request, config: str, directory: Path) -> Path:
+    """Return the configuration file; one of ours gets the port and the mark of the request."""
+    if "/" in config or config.endswith((".yaml", ".json")):
+        if not Path(config).is_file():
+            raise UsageError(f"there is no file {config}", hint="give a path, or a name without .yaml")
+        return Path(config)
+    settings = request.settings
+    path = directory / f"{config}.yaml"
+    path.write_text(
+        envoy.render(config, listener_port=settings.envoy_port, mark=settings.mark.value), encoding="utf-8"
+    )
+    return path
+
+
+def _wait(netns: NetNs, port: int, process: Any, timeout: float = 15.0) -> None:
+    """Wait until somebody listens on a port."""
+    import time
+
+    deadline = time.monotonic() + timeout
+    while True:
+        with netns.entered():
+            if listeners(port):
+                return
+        if process.poll() is not None:
+            raise envoy.EnvoyError(
+                f"Envoy ended with status {process.returncode} before it listened",
+                hint="its own messages stand above",
+            )
+        if time.monotonic() > deadline:
+            raise envoy.EnvoyError(
+                f"Envoy does not listen on port {port} after {timeout:g} s",
+                hint="its listener must have the port that --envoy-port says",
+            )
+        time.sleep(0.02)
