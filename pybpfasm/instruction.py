@@ -4,22 +4,40 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
-from pybpfasm import isa
-from pybpfasm.errors import DecodeError
-from pybpfasm.isa import FORMS, LD_IMM64, Form
+from pybpfasm.errors import DecodeError, PybpfasmError
+from pybpfasm.isa import ANY, FORMS, FRAME_POINTER, LD_IMM64, ZERO, Allowed, Form, Imm64
 
 if TYPE_CHECKING:
     from pybpfasm.layout import ByteOrder
     from pybpfasm.source import Origin
 
-_LITTLE = struct.Struct("<BBhi")
-_BIG = struct.Struct(">BBhi")
+SLOT_SIZE: Final = 8
 
-SLOT_SIZE = 8
+# opcode and registers as one 16-bit number, offset, imm.
+_LITTLE: Final = struct.Struct("<Hhi")
+_BIG: Final = struct.Struct(">Hhi")
+
+_S16_MIN, _S16_MAX = -(1 << 15), (1 << 15) - 1
+_S32_MIN, _S32_MAX = -(1 << 31), (1 << 31) - 1
+
+# The 64-bit immediate loads whose upper half means something.
+_WITH_UPPER: Final = frozenset({Imm64.VALUE, Imm64.MAP_VALUE, Imm64.BTF_ID, Imm64.MAP_IDX_VALUE})
+
+
+class EncodeError(PybpfasmError):
+    """An instruction that does not exist; the message says which field is wrong and what it may be.
+
+    ``index`` is its place among the instructions that were to be encoded.
+    """
+
+    def __init__(self, message: str, index: int | None = None) -> None:
+        self.message = message
+        self.index = index
+        super().__init__(message if index is None else f"instruction {index}: {message}")
 
 
 @dataclass(slots=True, eq=True)
@@ -69,91 +87,210 @@ class Instruction:
 
     def problem(self) -> str | None:
         """Why the instruction is invalid, in words, or ``None`` when it is valid."""
-        if not -(1 << 15) <= self.offset < 1 << 15:
-            return f"offset {self.offset} does not fit 16 bits"
-        for value in (self.imm, self.imm_high):
-            if not -(1 << 31) <= value < 1 << 31:
-                return f"immediate {value} does not fit 32 bits"
-        if self.form() is not None:
-            if self.imm_high and not self.wide:
-                return "only a 64-bit immediate load has a second immediate"
-            return self._problem_of_wide()
         forms = FORMS.get(self.opcode)
         if forms is None:
             return f"opcode {self.opcode:#04x} does not exist"
-        # Blame the field that the closest form refuses.
-        best: tuple[int, str] = (-1, "")
-        for form in forms:
-            refused = [
-                f"{name} is {value}, must be {allowed}"
-                for name, value, allowed in (
-                    ("dst", self.dst, form.dst),
-                    ("src", self.src, form.src),
-                    ("offset", self.offset, form.offset),
-                    ("imm", self.imm, form.imm),
-                )
-                if value not in allowed
-            ]
-            if -len(refused) > best[0] or best[0] == -1:
-                best = (-len(refused), f"{form.name}: " + "; ".join(refused))
-        return best[1]
+        for register in (self.dst, self.src):
+            if not 0 <= register <= 15:
+                return f"{forms[0].name}: register number {register} does not fit 4 bits"
+        if not _S16_MIN <= self.offset <= _S16_MAX:
+            return f"{forms[0].name}: offset {self.offset} does not fit 16 bits"
+        for value in (self.imm, self.imm_high):
+            if not _S32_MIN <= value <= _S32_MAX:
+                return f"{forms[0].name}: immediate {value} does not fit 32 bits"
+        if self.form() is not None:
+            if self.imm_high and not (self.opcode == LD_IMM64 and self.src in _WITH_UPPER):
+                if self.opcode == LD_IMM64:
+                    return f"lddw: the upper immediate must be 0 where src is {self.src}"
+                return f"{forms[0].name}: only a 64-bit immediate load has a second immediate"
+            return None
+        # Blame the fields that the closest form refuses.
+        return min((_refusals(self, form) for form in forms), key=lambda refusals: refusals[0])[1]
 
-    def _problem_of_wide(self) -> str | None:
-        if self.opcode != LD_IMM64 or self.src in (
-            isa.Imm64.VALUE,
-            isa.Imm64.MAP_VALUE,
-            isa.Imm64.MAP_IDX_VALUE,
-        ):
+    def kernel_problem(self) -> str | None:
+        """Why no kernel takes this valid instruction, or ``None``: the ISA is wider than the verifier in
+        shifts by more than the register has bits, division by a constant 0, and ``callx``."""
+        form = self.form()
+        if form is None or self.imm in form.kernel_imm:
+            if form is not None and form.kernel is None:
+                return f"no kernel has {form.name}"
             return None
-        if self.src == isa.Imm64.BTF_ID:  # the high half is the descriptor of the module's BTF
-            return None
-        return "the upper immediate of this 64-bit load must be 0" if self.imm_high else None
+        return f"{form.name}: the verifier takes an immediate of {form.kernel_imm}, not {self.imm}"
 
     def encode(self, byteorder: ByteOrder = "little") -> bytes:
         """The instruction's 8 bytes, 16 for ``lddw``.
 
-        Raises `struct.error` where a field is out of range.
+        Raises `EncodeError` where a field has a value that it may not have.
         """
-        little = byteorder == "little"
-        packer = _LITTLE if little else _BIG
-        registers = self.dst | self.src << 4 if little else self.dst << 4 | self.src
-        out = packer.pack(self.opcode, registers, self.offset, self.imm)
-        if self.opcode == LD_IMM64:
-            out += packer.pack(0, 0, 0, self.imm_high)
-        return out
+        return encode((self,), byteorder)
 
 
-def decode(data: bytes, byteorder: ByteOrder = "little") -> Iterator[Instruction]:
+def _refusals(insn: Instruction, form: Form) -> tuple[tuple[int, int], str]:
+    refused = []
+    weight = 0  # an opcode's forms differ in offset and imm more often than in registers
+    for name, value, allowed in (("dst", insn.dst, form.dst), ("src", insn.src, form.src)):
+        if value not in allowed:
+            weight += 1
+            refused.append(_refused_register(name, value, allowed))
+    for name, value, allowed in (("offset", insn.offset, form.offset), ("imm", insn.imm, form.imm)):
+        if value not in allowed:
+            refused.append(f"{name} is {value}, must be {allowed}")
+    return (len(refused), weight), f"{form.name}: " + "; ".join(refused)
+
+
+def _refused_register(name: str, value: int, allowed: Allowed) -> str:
+    assert allowed.values is not None
+    if len(allowed.values) < 10:  # no register: the field has another meaning, or none
+        return f"{name} is {value}, must be {allowed}"
+    if value == FRAME_POINTER:
+        return f"{name} is r10, the frame pointer, which can't be written"
+    return f"{name} is r{value}, which does not exist"
+
+
+# What decides most instructions: their opcode and registers. A row has a mask of the bits that must be 0 in
+# the offset and one for the imm (all or none), and whether only the table can tell.
+_Row = tuple[int, int, int, int, int, bool]
+_WHOLE: Final = -1
+
+
+def _verdict(opcode: int, dst: int, src: int) -> tuple[int, int, bool]:
+    fitting = [f for f in FORMS.get(opcode, ()) if dst in f.dst and src in f.src]
+    if len(fitting) != 1 or opcode == LD_IMM64:
+        return 0, 0, True
+    offset, imm = fitting[0].offset, fitting[0].imm
+    if offset not in (ZERO, ANY) or imm not in (ZERO, ANY):
+        return 0, 0, True
+    return _WHOLE if offset == ZERO else 0, _WHOLE if imm == ZERO else 0, False
+
+
+class _Decoding(dict[int, _Row]):
+    """From the first two bytes of an instruction, as a number, to opcode, dst, src and the verdict."""
+
+    def __init__(self, byteorder: ByteOrder) -> None:
+        self.little = byteorder == "little"
+
+    def __missing__(self, key: int) -> _Row:
+        if self.little:
+            opcode, dst, src = key & 255, key >> 8 & 15, key >> 12
+        else:
+            opcode, dst, src = key >> 8, key >> 4 & 15, key & 15
+        row = self[key] = (opcode, dst, src, *_verdict(opcode, dst, src))
+        return row
+
+
+class _Encoding(dict[int, tuple[int, int, int, bool]]):
+    """From ``opcode << 8 | dst << 4 | src`` to the first two bytes as a number, and the verdict."""
+
+    def __init__(self, byteorder: ByteOrder) -> None:
+        self.little = byteorder == "little"
+
+    def __missing__(self, key: int) -> tuple[int, int, int, bool]:
+        opcode, dst, src = key >> 8, key >> 4 & 15, key & 15
+        if not 0 <= opcode <= 255:
+            return 0, 0, 0, True
+        first = opcode | dst << 8 | src << 12 if self.little else key
+        row = self[key] = (first, *_verdict(opcode, dst, src))
+        return row
+
+
+_DECODING: Final = {"little": _Decoding("little"), "big": _Decoding("big")}
+_ENCODING: Final = {"little": _Encoding("little"), "big": _Encoding("big")}
+# From this many bytes on, decoding pauses the cyclic garbage collector, which would otherwise go through all
+# of the new objects again and again (it halves the speed) though nothing here makes a cycle.
+_MANY: Final = 1 << 16
+
+
+def decode(data: bytes | bytearray | memoryview, byteorder: ByteOrder = "little") -> list[Instruction]:
     """The instructions of *data*, each checked against the table of legal fields.
 
     Raises `DecodeError` with the byte offset for a length that is no multiple of 8, a ``lddw`` cut in half
     and every invalid instruction.
     """
     if len(data) % SLOT_SIZE:
-        raise DecodeError(f"{len(data)} bytes are no whole number of 8-byte instructions")
-    little = byteorder == "little"
-    unpack = (_LITTLE if little else _BIG).unpack_from
-    position = 0
-    while position < len(data):
-        opcode, registers, offset, imm = unpack(data, position)
-        dst, src = (registers & 15, registers >> 4) if little else (registers >> 4, registers & 15)
+        raise DecodeError(
+            f"{len(data)} bytes are no whole number of 8-byte instructions: "
+            f"{len(data) % SLOT_SIZE} are left over at byte {len(data) - len(data) % SLOT_SIZE}"
+        )
+    if len(data) < _MANY:
+        return _decode(data, byteorder)
+    import gc
+
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        return _decode(data, byteorder)
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def _decode(data: bytes | bytearray | memoryview, byteorder: ByteOrder) -> list[Instruction]:
+    rows = _DECODING[byteorder]
+    out: list[Instruction] = []
+    append = out.append
+    slots = (_LITTLE if byteorder == "little" else _BIG).iter_unpack(data)
+    wide = 0
+    for first, offset, imm in slots:
+        opcode, dst, src, offset_mask, imm_mask, in_table = rows[first]
         insn = Instruction(opcode, dst, src, offset, imm)
-        if opcode == LD_IMM64:
-            if position + 2 * SLOT_SIZE > len(data):
-                raise DecodeError(f"byte {position}: a 64-bit immediate load lacks its second half")
-            second, second_registers, second_offset, insn.imm_high = unpack(data, position + SLOT_SIZE)
-            if second or second_registers or second_offset:
-                raise DecodeError(
-                    f"byte {position + SLOT_SIZE}: fields that must be 0 are set in the second half "
-                    "of a 64-bit immediate load"
-                )
-        problem = insn.problem()
-        if problem:
-            raise DecodeError(f"byte {position}: {problem}")
-        yield insn
-        position += SLOT_SIZE * insn.slots
+        append(insn)
+        if in_table or offset & offset_mask or imm & imm_mask:
+            if opcode == LD_IMM64:
+                second = next(slots, None)
+                at = (len(out) - 1 + wide) * SLOT_SIZE
+                if second is None:
+                    raise DecodeError(f"byte {at}: a 64-bit immediate load lacks its second half")
+                if second[0] or second[1]:
+                    raise DecodeError(
+                        f"byte {at + SLOT_SIZE}: fields that must be 0 are set in the second half "
+                        "of a 64-bit immediate load"
+                    )
+                insn.imm_high = second[2]
+                wide += 1
+                if second[2] and src not in _WITH_UPPER:
+                    raise DecodeError(f"byte {at}: {insn.problem()}")
+            if insn.form() is None:
+                slot = len(out) - 1 + wide - (opcode == LD_IMM64)
+                raise DecodeError(f"byte {slot * SLOT_SIZE}: {insn.problem()}")
+    return out
 
 
-def encode(instructions: list[Instruction], byteorder: ByteOrder = "little") -> bytes:
-    """The bytes of *instructions*, one after the other."""
-    return b"".join([insn.encode(byteorder) for insn in instructions])
+def encode(instructions: Iterable[Instruction], byteorder: ByteOrder = "little") -> bytes:
+    """The bytes of *instructions*, one after the other.
+
+    Raises `EncodeError` for one that does not exist.
+    """
+    rows = _ENCODING[byteorder]
+    pack = (_LITTLE if byteorder == "little" else _BIG).pack
+    out: list[bytes] = []
+    append = out.append
+    for index, insn in enumerate(instructions):
+        dst, src, offset, imm = insn.dst, insn.src, insn.offset, insn.imm
+        try:
+            first, offset_mask, imm_mask, in_table = rows[insn.opcode << 8 | dst << 4 | src]
+            if (
+                in_table
+                or offset & offset_mask
+                or imm & imm_mask
+                or not 0 <= dst <= FRAME_POINTER
+                or src < 0
+                or insn.imm_high
+            ):
+                problem = insn.problem()
+                if problem:
+                    raise EncodeError(problem, index)
+                if insn.opcode == LD_IMM64:
+                    append(pack(first, offset, imm))
+                    first, offset, imm = 0, 0, insn.imm_high
+            append(pack(first, offset, imm))
+        except (struct.error, TypeError):
+            raise EncodeError(_not_packed(insn), index) from None
+    return b"".join(out)
+
+
+def _not_packed(insn: Instruction) -> str:
+    for name in ("opcode", "dst", "src", "offset", "imm", "imm_high"):
+        value = getattr(insn, name)
+        if not isinstance(value, int):
+            return f"{name} is a {type(value).__name__}, not a number"
+    return insn.problem() or "a field does not fit"

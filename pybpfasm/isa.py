@@ -128,6 +128,7 @@ OP_CALL: Final = JMP | Jump.CALL
 OP_CALLX: Final = JMP | Jump.CALL | X
 OP_EXIT: Final = JMP | Jump.EXIT
 OP_JA: Final = JMP | Jump.JA
+OP_GOTOX: Final = JMP | Jump.JA | X
 OP_GOTOL: Final = JMP32 | Jump.JA
 OP_MAY_GOTO: Final = JMP | Jump.JCOND
 
@@ -136,19 +137,23 @@ FRAME_POINTER: Final = 10
 
 @dataclass(frozen=True, slots=True)
 class Allowed:
-    """The values that one field may have: any in range (``values is None``), or a listed few."""
+    """The values that one field may have: any in range (``values is None``), a listed few, or (``except_``)
+    any but these."""
 
     values: frozenset[int] | None = None
+    except_: frozenset[int] = frozenset()
 
     def __contains__(self, value: int) -> bool:
-        return self.values is None or value in self.values
+        return (self.values is None or value in self.values) and value not in self.except_
 
     def __str__(self) -> str:
         if self.values is None:
-            return "any value"
+            return "anything but " + ", ".join(map(str, self.except_)) if self.except_ else "any value"
         shown = sorted(self.values)
         if len(shown) == 1:
             return str(shown[0])
+        if len(shown) > 2 and shown == list(range(shown[0], shown[-1] + 1)):
+            return f"{shown[0]} to {shown[-1]}"
         return "one of " + ", ".join(f"{v:#x}" if v > 15 else str(v) for v in shown)
 
 
@@ -158,6 +163,7 @@ def _only(*values: int) -> Allowed:
 
 ANY: Final = Allowed()
 ZERO: Final = _only(0)
+NOT_ZERO: Final = Allowed(except_=frozenset({0}))
 READ: Final = _only(*range(11))  # a register that is read: r0 to r10
 WRITE: Final = _only(*range(10))  # a register that is written: r10 is read-only
 
@@ -166,7 +172,9 @@ WRITE: Final = _only(*range(10))  # a register that is written: r10 is read-only
 class Form:
     """One legal shape of an opcode, and the oldest ISA and kernel that know it.
 
-    ``version`` is the ``-mcpu`` level (1 to 4), 5 for what came after v4; ``kernel`` the first release.
+    ``version`` is the ``-mcpu`` level (1 to 4), 5 for what came after v4; ``kernel`` the first release whose
+    verifier takes it, ``None`` where none does. ``kernel_imm`` are the immediates that the verifier takes,
+    which can be fewer than the ISA gives a meaning to.
     """
 
     opcode: int
@@ -176,7 +184,8 @@ class Form:
     offset: Allowed = ZERO
     imm: Allowed = ZERO
     version: int = 1
-    kernel: tuple[int, int] = (3, 18)
+    kernel: tuple[int, int] | None = (3, 18)
+    kernel_imm: Allowed = ANY
 
 
 def _build() -> dict[int, tuple[Form, ...]]:
@@ -191,13 +200,15 @@ def _build() -> dict[int, tuple[Form, ...]]:
             add(Form(cls | op | K, op.name.lower() + suffix, WRITE, imm=ANY))
             add(Form(cls | op | X, op.name.lower() + suffix, WRITE, READ))
         for op in (Alu.LSH, Alu.RSH, Alu.ARSH):
-            add(Form(cls | op | K, op.name.lower() + suffix, WRITE, imm=shift))
+            # Section 4.1 masks the shift, so that every immediate has a meaning; the verifier wants less.
+            add(Form(cls | op | K, op.name.lower() + suffix, WRITE, imm=ANY, kernel_imm=shift))
             add(Form(cls | op | X, op.name.lower() + suffix, WRITE, READ))
         for op in (Alu.DIV, Alu.MOD):
             for offset, sign, version, kernel in ((0, "", 1, (3, 18)), (1, "s", 4, (6, 6))):
                 name = sign + op.name.lower() + suffix
                 off = _only(offset)
-                add(Form(cls | op | K, name, WRITE, offset=off, imm=ANY, version=version, kernel=kernel))
+                # Division by 0 gives 0, and modulo leaves dst; the verifier refuses a constant 0.
+                add(Form(cls | op | K, name, WRITE, ZERO, off, ANY, version, kernel, NOT_ZERO))
                 add(Form(cls | op | X, name, WRITE, READ, off, version=version, kernel=kernel))
         add(Form(cls | Alu.NEG | K, "neg" + suffix, WRITE))
         add(Form(cls | Alu.MOV | K, "mov" + suffix, WRITE, imm=ANY))
@@ -222,11 +233,15 @@ def _build() -> dict[int, tuple[Form, ...]]:
             add(Form(cls | jump | K, name, READ, offset=ANY, imm=ANY, version=version, kernel=kernel))
             add(Form(cls | jump | X, name, READ, READ, ANY, version=version, kernel=kernel))
     add(Form(OP_JA, "ja", offset=ANY))
+    add(Form(OP_GOTOX, "gotox", READ, version=5, kernel=(6, 19)))
     add(Form(OP_GOTOL, "gotol", imm=ANY, version=4, kernel=(6, 6)))
     add(Form(OP_MAY_GOTO, "may_goto", offset=ANY, version=5, kernel=(6, 9)))
     add(Form(OP_CALL, "call", imm=ANY))
     add(Form(OP_CALL, "call_local", src=_only(CallKind.LOCAL), imm=ANY, kernel=(4, 16)))
     add(Form(OP_CALL, "call_kfunc", src=_only(CallKind.KFUNC), offset=ANY, imm=ANY, kernel=(5, 13)))
+    # The register in dst, as the conformance suite, gcc, and LLVM since 19 have it (older LLVM put its number
+    # into imm). RFC 9669 does not define it and no kernel takes it.
+    add(Form(OP_CALLX, "callx", READ, kernel=None))
     add(Form(OP_EXIT, "exit"))
 
     for size in (W, H, B, DW):
