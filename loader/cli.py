@@ -227,19 +227,20 @@ def _request(arguments: argparse.Namespace) -> Request:
             raise UsageError(f"{option} {text!r} is not a number", hint=f"write {option} 8080, say")
         return int(text)
 
+    help_text = f"`{PROG} {arguments.command} --help` shows what can be said"
     more: dict[str, Any] = {}
     if arguments.flow_capacity is not None:
         more["flow_capacity"] = number("--flow-capacity", arguments.flow_capacity)
+    envoy_port = number("--envoy-port", arguments.envoy_port)
+    option = "--ports: "
     try:
-        settings = Settings(
-            ports=Ports.parse(arguments.ports),
-            envoy_port=number("--envoy-port", arguments.envoy_port),
-            mark=Mark.parse(arguments.mark),
-            accelerate=not arguments.no_accelerate,
-            **more,
-        )
+        ports = Ports.parse(arguments.ports)
+        option = "--mark: "
+        mark = Mark.parse(arguments.mark)
+        option = ""
+        settings = Settings(ports, envoy_port, mark, not arguments.no_accelerate, **more)
     except SettingsError as error:
-        raise UsageError(str(error)) from None
+        raise UsageError(f"{option}{error}", hint=help_text) from None
     return Request(
         interfaces=tuple(arguments.iface),
         settings=settings,

@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only
+"""The command line where it needs no kernel: what it understands, and what it says to what it does not."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from loader import cli
+
+ROOT = Path(__file__).resolve().parents[2]
+UP = ["up", "--iface", "eth0", "--ports", "8000"]
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="the loader is for Linux")
+
+
+def run(words: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
+    status = cli.main(words)
+    captured = capsys.readouterr()
+    return status, captured.out, captured.err
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ([], "no command was given"),
+        (["updown"], "there is no command 'updown'; did you mean 'down'?"),
+        (["frobnicate"], "there is no command 'frobnicate'; known are up, down, status"),
+        (["up"], "the following arguments are required: --iface, --ports"),
+        (["up", "--iface", "eth0"], "the following arguments are required: --ports"),
+        (["up", "--ports", "8000"], "the following arguments are required: --iface"),
+        (["up", "--ifaces", "eth0"], "there is no option --ifaces; did you mean --iface?"),
+        ([*UP, "--no-acelerate"], "did you mean --no-accelerate?"),
+        ([*UP, "--acc"], "there is no option --acc"),
+        (["down", "--iface", "eth0"], "there is no option --iface"),
+        (["down", "default"], "unrecognized arguments: default"),
+        (["up", "--iface"], "argument --iface: expected one argument"),
+        (["up", "--iface", "eth0", "--ports", "70000"], "port 70000 does not exist"),
+        (["up", "--iface", "eth0", "--ports", "0"], "port 0 does not exist"),
+        (["up", "--iface", "eth0", "--ports", "80-20"], "range 80-20 is backwards"),
+        (["up", "--iface", "eth0", "--ports", "http"], "'http' is neither a port nor a range"),
+        (["up", "--iface", "eth0", "--ports", "8080"], "port 8080 is Envoy's own"),
+        (["up", "--iface", "eth0", "--ports", "8000-9000"], "port 8080 is Envoy's own"),
+        ([*UP, "--envoy-port", "8000"], "port 8000 is Envoy's own"),
+        ([*UP, "--envoy-port", "http"], "--envoy-port 'http' is not a number"),
+        ([*UP, "--envoy-port", "-1"], "--envoy-port"),
+        ([*UP, "--mark", "0"], "a mark of 0"),
+        ([*UP, "--mark", "0x10/0x1"], "outside its mask"),
+        ([*UP, "--flow-capacity", "many"], "--flow-capacity 'many' is not a number"),
+        ([*UP, "--flow-capacity", "0"], "flow_capacity=0 must be at least 1"),
+        (["status", "--watch", "0"], "--watch takes a number of seconds above 0"),
+        (["status", "--watch", "often"], "argument --watch"),
+    ],
+)
+def test_usage_errors(words: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
+    status, out, err = run(words, capsys)
+    assert status == 2
+    assert out == ""
+    assert err.startswith("error: ")
+    assert says in err
+    assert "Traceback" not in err
+    assert len(err.splitlines()) == 2, "an error and what to do next"
+
+
+def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["--help"])
+    assert caught.value.code == 0
+    out = capsys.readouterr().out
+    assert all(f"\n    {name} " in out for name in cli.COMMANDS)
+
+
+@pytest.mark.parametrize("command", list(cli.COMMANDS))
+def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.main([command, "--help"])
+    assert caught.value.code == 0
+    assert f"usage: python -m loader {command}" in capsys.readouterr().out
+
+
+def test_a_defect_is_one_line(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(arguments: object) -> int:
+        raise KeyError("surprise")
+
+    monkeypatch.setitem(cli.COMMANDS, "status", broken)
+    status, out, err = run(["status"], capsys)
+    assert (status, out) == (1, "")
+    assert "internal error in python -m loader status: KeyError: 'surprise'" in err
+    assert "python -m loader --debug status" in err
+    assert "Traceback" not in err
+    with pytest.raises(KeyError):
+        cli.main(["--debug", "status"])
+
+
+def test_interruption_is_no_traceback(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(arguments: object) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(cli.COMMANDS, "status", interrupted)
+    assert run(["status"], capsys) == (130, "", "interrupted\n")
+
+
+def test_a_reader_that_goes_away_is_no_traceback() -> None:
+    with subprocess.Popen(
+        [sys.executable, "-m", "loader", "up", "--help"],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.close()
+        assert "Traceback" not in process.stderr.read()
+
+
+def test_the_way_to_up_imports_nothing_slow() -> None:
+    """rich, pyroute2 and elftools are for other commands (tens of ms each)."""
+    code = (
+        "import sys, loader.cli, loader.instance, loader.modes.rewrite;"
+        "print([m for m in ('rich', 'pyroute2', 'elftools', 'asyncio', 'subprocess') if m in sys.modules])"
+    )
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert (result.stdout, result.stderr) == ("[]\n", "")
