@@ -8,6 +8,8 @@ import fcntl
 import gc
 import os
 import struct
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -117,6 +119,21 @@ def test_descriptors_are_closed_on_exec_and_once() -> None:
         _ = owned.fd
 
 
+def test_descriptor_0_is_not_used() -> None:
+    # The kernel takes 0 for "no descriptor" in several places.
+    script = (
+        "import os; os.close(0)\n"
+        "from loader.objects import Map; from pybpfasm.maps import MapSpec, MapType\n"
+        "with Map.create(MapSpec('m', MapType.HASH, 4, 4, 1)) as m:\n"
+        "    print(m.fd > 2, m.info().btf_id > 0, end='')"
+    )
+    root = Path(__file__).resolve().parents[2]
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True, cwd=root
+    )
+    assert done.stdout == "True True"
+
+
 def test_a_lost_object_warns_and_closes() -> None:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -216,6 +233,15 @@ def test_per_cpu_values() -> None:
         assert [sum(values) for values in counts.values()] == [0, sum(range(cpus)), 9 * cpus, 0]
         with pytest.raises(UsageError, match="each possible CPU"):
             counts.update(1, [0] * (cpus + 1))
+
+
+def test_per_cpu_values_that_are_no_multiple_of_eight_bytes() -> None:
+    # The kernel rounds each CPU's value up to 8 bytes.
+    with Map.create(MapSpec("small", MapType.PERCPU_HASH, U32(), U32(), 4)) as small:
+        expected = [1000 + cpu for cpu in range(possible_cpus())]
+        small.update(1, expected)
+        assert small.lookup(1) == expected
+        assert list(small.items()) == [(1, expected)]
 
 
 def test_pop_and_queue() -> None:

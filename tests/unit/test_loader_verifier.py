@@ -19,6 +19,7 @@ arg#0 reference type('FWD __sk_buff') size cannot be determined: -22
 1: (61) r7 = *(u32 *)(r1 +80)         ; R1=ctx() R7=pkt_end()
 ; with b.If(b.r6 + 14 > b.r7): @ ingress.py:16
 4: (bd) if r8 <= r7 goto pc+2 7: R1=ctx() R6=pkt(r=14) R7=pkt_end() R8=pkt(off=14,r=14) R10=fp0
+a remark that only a later kernel makes
 ; b.r1 = b.u8[b.r6 + 12] @ ingress.py:18
 7: (71) r1 = *(u8 *)(r6 +12)          ; R1=scalar(smax=umax=255,var_off=(0x0; 0xff)) R6=pkt(r=14)
 ; b.r2 = b.u8[b.r6 + 15] @ ingress.py:20
