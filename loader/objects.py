@@ -1305,9 +1305,8 @@ class Link(Owned):
             LinkType.CGROUP: ("cgroup", "cgroup_id", "attach_type"),
             LinkType.NETNS: ("netns", "netns_ino", "attach_type"),
             LinkType.XDP: ("xdp", "ifindex"),
+            LinkType.SOCKMAP: ("sockmap", "map_id", "attach_type"),
         }
-        if hasattr(LinkType, "SOCKMAP"):
-            parts[LinkType.SOCKMAP] = ("sockmap", "map_id", "attach_type")
         if kind in parts:
             member, *fields = parts[kind]
             found = {field: int(getattr(getattr(raw.of, member), field)) for field in fields}
