@@ -217,7 +217,8 @@ class ProgramSpec:
 
     @staticmethod
     def _context_pointer(builder: BtfBuilder, context: type[Struct]) -> int:
-        return builder.add_ptr(builder.add_fwd(context.kernel_name))
+        # Its members are the kernel's to know; a struct rather than a forward declaration is what it recognises.
+        return builder.add_ptr(builder.add_struct(context.kernel_name, context.sizeof, []))
 
 
 @contextmanager
