@@ -155,7 +155,10 @@ def find_tcp(b: Asm, ctx: SkBuff, interface: Interface, on_tcp: Callable[[int], 
     b.r9 += Ipv6.sizeof
     for _ in range(MAX_EXTENSION_HEADERS):
         skip_extension_header(b)
-    b.If(b.r4 != IPPROTO_TCP).goto("malformed")
+    b.If(b.r4 == IPPROTO_TCP).goto("tcp6")
+    for header in (IPPROTO_HOPOPTS, IPPROTO_ROUTING, IPPROTO_FRAGMENT, IPPROTO_AH, IPPROTO_DSTOPTS):
+        b.If(b.r4 == header).goto("malformed")
+    b.goto("other")
     b.label("tcp6")
     within(b, b.r5, Tcp.sizeof)
     on_tcp(AF_INET6)

@@ -1,0 +1,322 @@
+# SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only
+"""The TC programs on real devices, with the kernel's own TCP as the judge of what they make.
+
+A tap or tun device gives packets of any shape to the stack: without a link header, and with headers outside the
+linear part, which a test run can't make. A veth pair carries connections with checksum and segmentation offload
+on and off.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import hashlib
+import os
+import select
+import socket
+import struct
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+import pytest
+
+from loader.netns import NetNs, interface
+from loader.objects import Link, Program
+from loader.process import CLONE_NEWNET, setns, unshare
+from programs.packet import Interface
+from programs.settings import Ports, Settings
+from pybpfasm.asm import Asm
+from pybpfasm.kernel.context import SkBuff
+from pybpfasm.kernel.enums import AttachType, TcxAction
+from pybpfasm.program import sched_cls
+from tests.kernel.programs import frames
+from tests.kernel.programs.frames import AH, DESTINATION, FRAGMENT, HOP_BY_HOP, Frame
+from tests.kernel.programs.oracle import ACK, SYN
+from tests.kernel.programs.rig import Rig
+
+ENVOY, SERVICE = 8080, 8000
+# linux/if_tun.h
+TUNSETIFF = 0x400454CA
+IFF_TUN, IFF_TAP, IFF_NO_PI, IFF_VNET_HDR = 1, 2, 0x1000, 0x4000
+MAC = "02:00:00:00:00:01"
+
+
+@pytest.fixture
+def stack() -> Iterator[ExitStack]:
+    """Closes what a test has entered into it."""
+    with ExitStack() as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def rig() -> Iterator[Rig]:
+    """An instance with the programs for links with and without a header."""
+    with Rig(Settings(Ports.parse("8000,9000"))) as made:
+        for link in (Interface(), Interface(link_header=False)):
+            made.load("ingress", link)
+            made.load("egress", link)
+        yield made
+
+
+def ip(*arguments: str) -> None:
+    subprocess.run(["ip", *arguments], check=True, capture_output=True)
+
+
+def attach(stack: ExitStack, rig: Rig, name: str, link: Interface = Interface()) -> None:  # noqa: B008 (it is frozen)
+    index = interface(name).index
+    for hook, kind in (("ingress", AttachType.TCX_INGRESS), ("egress", AttachType.TCX_EGRESS)):
+        stack.enter_context(Link.tcx(rig.load(hook, link), index, kind))
+
+
+class Tun:
+    """A tun or tap device, and its other end in our hands."""
+
+    def __init__(self, kind: int) -> None:
+        self.tap = kind == IFF_TAP
+        self.file = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+        fcntl.ioctl(self.file, TUNSETIFF, struct.pack("16sH22x", b"dev0", kind | IFF_NO_PI | IFF_VNET_HDR))
+        if self.tap:
+            ip("link", "set", "dev0", "address", MAC)
+        ip("addr", "add", "192.168.178.10/24", "dev", "dev0")
+        ip("addr", "add", "fd00:192::10/64", "dev", "dev0", "nodad")
+        ip("link", "set", "dev0", "up")
+        ip("route", "add", "10.0.0.0/8", "dev", "dev0")
+        ip("-6", "route", "add", "fd00:10::/64", "dev", "dev0")
+        if self.tap:
+            for address in (frames.CLIENT, frames.CLIENT6):
+                ip("neigh", "add", address, "lladdr", frames.OTHER_MAC, "dev", "dev0")
+
+    def send(self, frame: Frame, linear: int = 0, cut: int | None = None) -> None:
+        """Give a packet to the host, of more than a page only *linear* bytes in the linear part."""
+        raw = (frame.but(mac=MAC).bytes() if self.tap else frame.packet())[:cut]
+        os.write(self.file, struct.pack("=BBHHHH", 0, 0, linear, 0, 0, 0) + raw)
+
+    def answer(self, frame: Frame, timeout: float = 1.0) -> tuple[int, int, int] | None:
+        """Source port, flags and acknowledgement number of the packet that comes back for *frame*, or None."""
+        deadline = time.monotonic() + timeout
+        kind = frames.IP if frame.family == 4 else frames.IPv6
+        while select.select([self.file], [], [], max(0.0, deadline - time.monotonic()))[0]:
+            raw = os.read(self.file, 1 << 16)[10:]
+            packet = frames.parse(raw) if self.tap else (frames.IP if raw[0] >> 4 == 4 else frames.IPv6)(raw)
+            if kind in packet and frames.TCP in packet and packet[frames.TCP].dport == frame.sport:
+                tcp = packet[frames.TCP]
+                return int(tcp.sport), int(tcp.flags), int(tcp.ack)
+        return None
+
+    def close(self) -> None:
+        """Remove the device."""
+        os.close(self.file)
+
+
+@contextmanager
+def device(kind: int) -> Iterator[Tun]:
+    made = Tun(kind)
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+def listen(stack: ExitStack, port: int) -> socket.socket:
+    """A listener for both families."""
+    listener = stack.enter_context(socket.socket(socket.AF_INET6))
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.bind(("::", port))
+    listener.listen(64)
+    return listener
+
+
+RECIPES = [
+    pytest.param(Frame(), id="ipv4"),
+    pytest.param(Frame(options=10), id="ipv4 with options"),
+    pytest.param(Frame(family=6), id="ipv6"),
+    pytest.param(Frame(family=6, ext=((HOP_BY_HOP, 2), (DESTINATION, 3))), id="ipv6 with extension headers"),
+]
+# Bytes in the linear part: the link header alone, a part of the IP header, of the TCP header, all of them.
+LINEAR = [14, 15, 20, 33, 34, 38, 53, 54, 60, 73, 74, 100, 200]
+
+
+@pytest.mark.parametrize("linear", LINEAR)
+@pytest.mark.parametrize("frame", RECIPES)
+def test_headers_outside_the_linear_part(
+    in_netns: NetNs, stack: ExitStack, rig: Rig, frame: Frame, linear: int
+) -> None:
+    """The SYN-ACK shows that the stack took the SYN for Envoy's port, its checksum included."""
+    rig.clear()
+    tap = stack.enter_context(device(IFF_TAP))
+    listen(stack, ENVOY)
+    attach(stack, rig, "dev0")
+    sent = frame.but(payload=b"p" * 5000, seq=100)
+    tap.send(sent, linear)
+    assert tap.answer(sent) == (SERVICE, SYN | ACK, 101), (rig.moved(), open("/proc/thread-self/net/snmp6").read())
+    assert rig.moved() == {"ingress.new_flows": 1, "ingress.redirected": 1, "egress.restored": 1}
+
+
+def test_the_packets_of_that_test_are_not_linear(in_netns: NetNs, stack: ExitStack) -> None:
+    """What the tests above rest upon: without pulling, the headers would not be in reach."""
+
+    @sched_cls(AttachType.TCX_INGRESS)
+    def short_is_lost(b: Asm, ctx: SkBuff) -> None:
+        b.r2 = ctx.data
+        b.r3 = ctx.data_end
+        b.r2 += 54
+        b.r0 = TcxAction.NEXT
+        with b.If(b.r2 > b.r3):
+            b.r0 = TcxAction.DROP
+        b.exit()
+
+    tap = stack.enter_context(device(IFF_TAP))
+    listen(stack, ENVOY)
+    program = stack.enter_context(Program.load(short_is_lost.build()))
+    stack.enter_context(Link.tcx(program, interface("dev0").index, AttachType.TCX_INGRESS))
+    for sport, linear, arrives in ((1, 20, False), (2, 53, False), (3, 54, True)):
+        sent = Frame(dport=ENVOY, sport=sport, payload=b"p" * 5000)
+        tap.send(sent, linear)
+        assert (tap.answer(sent, 1.0 if arrives else 0.2) is not None) == arrives
+
+
+@pytest.mark.parametrize("frame", [*RECIPES, pytest.param(Frame(family=6, ext=((AH, 0),)), id="ah")])
+def test_frames_cut_at_every_byte_on_a_device(
+    in_netns: NetNs, stack: ExitStack, rig: Rig, frame: Frame
+) -> None:
+    """Shorter ones than a test run takes, too: dropped and counted, until the TCP header is whole."""
+    rig.clear()
+    tap = stack.enter_context(device(IFF_TAP))
+    attach(stack, rig, "dev0")
+    whole = len(frame.bytes())
+    for cut in range(15, whole):
+        tap.send(frame, cut=cut)
+    assert rig.moved() == {"ingress.dropped_malformed": whole - 15}
+    tap.send(frame)
+    assert rig.moved()["ingress.redirected"] == 1
+
+
+@pytest.mark.parametrize("frame", RECIPES)
+def test_a_link_without_a_header(in_netns: NetNs, stack: ExitStack, rig: Rig, frame: Frame) -> None:
+    rig.clear()
+    tun = stack.enter_context(device(IFF_TUN))
+    listener = listen(stack, ENVOY)
+    attach(stack, rig, "dev0", Interface(link_header=False))
+    tun.send(frame.but(seq=100))
+    assert tun.answer(frame) == (SERVICE, SYN | ACK, 101)
+    assert rig.moved() == {"ingress.new_flows": 1, "ingress.redirected": 1, "egress.restored": 1}
+    # Large and not linear, from a byte within the IP header on.
+    other = frame.but(sport=41000, seq=200, payload=b"p" * 5000)
+    tun.send(other, linear=3)
+    assert tun.answer(other) == (SERVICE, SYN | ACK, 201)
+    # An address in the packet that looks like a link header's type is no such thing.
+    rig.moved()
+    for cut in range(1, len(frame.packet())):
+        tun.send(frame, cut=cut)
+    assert set(rig.moved()) <= {"ingress.dropped_malformed"}
+    assert listener.fileno() >= 0
+
+
+@pytest.mark.parametrize("family", [4, 6])
+def test_fragments_are_put_together_behind_the_program(
+    in_netns: NetNs, stack: ExitStack, rig: Rig, family: int
+) -> None:
+    """The first fragment is translated, the others pass; the stack takes the whole for a good SYN."""
+    rig.clear()
+    tap = stack.enter_context(device(IFF_TAP))
+    listen(stack, ENVOY)
+    attach(stack, rig, "dev0")
+    whole = Frame(family=family, seq=7, payload=bytes(range(256)) * 4)
+    packet = whole.packet()
+    header = 20 if family == 4 else 40
+    head, data = packet[:header], packet[header:]
+    pieces = [(at, data[at : at + 400]) for at in range(0, len(data), 400)]
+    for at, piece in [*pieces[1:], pieces[0]]:
+        more = at + len(piece) < len(data)
+        if family == 4:
+            ip4 = frames.IP(head)
+            ip4.flags, ip4.frag, ip4.id = ("MF" if more else 0), at // 8, 77
+            del ip4.len, ip4.chksum
+            made = bytes(ip4 / frames.Raw(piece))
+        else:
+            extension = bytes([6, 0]) + (at | more).to_bytes(2, "big") + b"\0\0\0\x4d"
+            ip6 = frames.IPv6(head)
+            del ip6.plen
+            ip6.nh = FRAGMENT
+            ip6.remove_payload()
+            made = bytes(ip6 / frames.Raw(extension + piece))
+        ethernet = whole.but(mac=MAC).bytes()[:14]
+        os.write(tap.file, bytes(10) + ethernet + made)
+    assert tap.answer(whole) == (SERVICE, SYN | ACK, 8)
+    assert rig.moved() == {"ingress.new_flows": 1, "ingress.redirected": 1, "egress.restored": 1}
+
+
+# --- A veth pair. -------------------------------------------------------------------------------------------
+
+
+def offload(name: str, on: bool) -> None:
+    """Checksum, segmentation and receive offload (linux/ethtool.h: ETHTOOL_STXCSUM, STSO, SGSO, SGRO)."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
+        for command in (0x17, 0x1F, 0x24, 0x2C):
+            value = ctypes.create_string_buffer(struct.pack("=II", command, on), 8)
+            request = struct.pack("16sP16x", name.encode(), ctypes.addressof(value))
+            fcntl.ioctl(control.fileno(), 0x8946, request)  # SIOCETHTOOL
+
+
+@pytest.mark.parametrize("on", [True, False], ids=["offload", "no offload"])
+@pytest.mark.parametrize("family", [4, 6])
+def test_connections_over_veth(in_netns: NetNs, stack: ExitStack, rig: Rig, family: int, on: bool) -> None:
+    """2 MB there and back through a listener on Envoy's port, for a client that only knows the service's."""
+    rig.clear()
+    ip("link", "add", "srv0", "type", "veth", "peer", "name", "cli0")
+    with NetNs.current() as server_side:
+        unshare(CLONE_NEWNET)
+        client_side = stack.enter_context(NetNs.current())
+        setns(server_side.fd, CLONE_NEWNET)
+        ip("link", "set", "cli0", "netns", f"/proc/{os.getpid()}/fd/{client_side.fd}")
+    ip("addr", "add", "192.168.178.10/24", "dev", "srv0")
+    ip("addr", "add", "fd00:192::10/64", "dev", "srv0", "nodad")
+    ip("link", "set", "srv0", "up")
+    offload("srv0", on)
+    listener = listen(stack, ENVOY)
+    with client_side.entered():
+        ip("addr", "add", "192.168.178.20/24", "dev", "cli0")
+        ip("addr", "add", "fd00:192::20/64", "dev", "cli0", "nodad")
+        ip("link", "set", "cli0", "up")
+        offload("cli0", on)
+        client = stack.enter_context(socket.socket(socket.AF_INET if family == 4 else socket.AF_INET6))
+    attach(stack, rig, "srv0")
+    client.settimeout(5)
+    client.connect(("192.168.178.10" if family == 4 else "fd00:192::10", SERVICE))
+    assert client.getpeername()[1] == SERVICE
+    listener.settimeout(5)
+    server, _ = listener.accept()
+    stack.enter_context(server)
+    assert server.getsockname()[1] == ENVOY
+
+    def echo() -> None:
+        while data := server.recv(1 << 16):
+            server.sendall(data)
+        server.shutdown(socket.SHUT_WR)
+
+    thread = threading.Thread(target=echo)
+    thread.start()
+    blob = os.urandom(1 << 20) * 2
+
+    def send() -> None:
+        client.sendall(blob)
+        client.shutdown(socket.SHUT_WR)
+
+    sender = threading.Thread(target=send)
+    sender.start()
+    digest = hashlib.sha256()
+    while data := client.recv(1 << 16):
+        digest.update(data)
+    sender.join()
+    thread.join()
+    assert digest.digest() == hashlib.sha256(blob).digest()
+    deadline = time.monotonic() + 2
+    while (state := next(iter(rig.flows().values()))[1]) != 7 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert state == 7  # established, and the FIN of both sides
+    moved = rig.moved()
+    assert moved.pop("ingress.new_flows") == 1
+    assert set(moved) == {"ingress.redirected", "egress.restored"}
