@@ -542,7 +542,17 @@ class Reg:
             "one statement is one instruction: change a register in place, as in b.rN <<= x"
         )
 
-    if not TYPE_CHECKING:  # mypy wants these to agree with the in-place ones, which they never do
+    if TYPE_CHECKING:
+        # mypy takes `b.r2 <<= x` for `b.r2 = b.r2 << x`. So it knows these, which assembling refuses.
+        def __mul__(self, value: Operand) -> Reg: ...
+        def __truediv__(self, value: Operand) -> Reg: ...
+        def __mod__(self, value: Operand) -> Reg: ...
+        def __or__(self, value: Operand) -> Reg: ...
+        def __xor__(self, value: Operand) -> Reg: ...
+        def __lshift__(self, value: Operand) -> Reg: ...
+        def __rshift__(self, value: Operand) -> Reg: ...
+
+    else:
         __mul__ = __truediv__ = __floordiv__ = __mod__ = _two_instructions
         __or__ = __xor__ = __lshift__ = __rshift__ = _two_instructions
         __radd__ = __rsub__ = __rmul__ = __rand__ = __ror__ = __rxor__ = _two_instructions
@@ -1031,8 +1041,9 @@ class Asm:
     w8 = _RegSlot(8, True)
     w9 = _RegSlot(9, True)
     w10 = _RegSlot(10, True)
-    # What the four bits of an encoded register could say, but no program may.
-    r11 = r12 = r13 = r14 = r15 = w11 = w12 = w13 = w14 = w15 = _NoRegister()
+    if not TYPE_CHECKING:  # a type checker knows by their absence
+        # What the four bits of an encoded register could say, but no program may.
+        r11 = r12 = r13 = r14 = r15 = w11 = w12 = w13 = w14 = w15 = _NoRegister()
 
     def __init__(self, name: str, entry: CodeType | None = None, byteorder: ByteOrder = "little") -> None:
         self.name = name

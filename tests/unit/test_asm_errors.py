@@ -25,7 +25,8 @@ CASES: dict[str, tuple[str, str]] = {
     # Numbers that do not fit.
     "immediate of 2^40": (
         "b.r2 = 1 << 40  # <-",
-        "0x10000000000 does not fit the signed 32-bit immediate, which is sign-extended to 64 bits: use imm64()",
+        "0x10000000000 does not fit the signed 32-bit immediate, which is sign-extended to 64 bits: "
+        "use imm64()",
     ),
     "operand of 2^40": ("b.r2 += 1 << 40  # <-", "use a register loaded with imm64()"),
     "unsigned 32-bit operand of a 64-bit comparison": (
@@ -172,7 +173,8 @@ CASES: dict[str, tuple[str, str]] = {
     ),
     "memory += 1": (
         "ctx.mark += 1  # <-",
-        "SkBuff.mark can't be an operand: load it to a register first (an atomic addition is .lock_add(b.rN))",
+        "SkBuff.mark can't be an operand: load it to a register first "
+        "(an atomic addition is .lock_add(b.rN))",
     ),
     "memory &= 1": ("b.u32[b.r1] &= 1  # <-", "memory can't be an operand"),
     "memory compared": ("b.If(ctx.mark == 1).goto('x')  # <-", "SkBuff.mark can't be an operand"),
@@ -379,7 +381,8 @@ CASES: dict[str, tuple[str, str]] = {
     ),
     "unreachable label": (
         "b.ret(0)\nb.label('x')  # <-\nb.r2 = 1\nb.ret(0)\n*finish",
-        "what follows label 'x' can't be reached: nothing jumps to it, and the statement before always leaves",
+        "what follows label 'x' can't be reached: nothing jumps to it, "
+        "and the statement before always leaves",
     ),
     "fall off the end": (
         "b.r0 = 0\nb.r2 = 1  # <-\n*finish",
@@ -512,8 +515,8 @@ def test_what_is_no_mistake() -> None:
     b.r2 = pointer
     with b.If(~~(b.r3 == 1) & ~((b.r3 == 2) | (b.r3 & 3))):
         pass
-    b.If(5 == b.r2).goto("out")
-    b.If(5 < b.r2).goto("out")
+    b.If(5 == b.r2).goto("out")  # type: ignore[arg-type]  # noqa: SIM300
+    b.If(5 < b.r2).goto("out")  # noqa: SIM300
     b.ret(0)
     b.label("out")
     b.label("and another")
