@@ -56,7 +56,10 @@ def main() -> int:
     arguments = parser.parse_args()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGPIPE):
         signal.signal(number, signal.SIG_IGN)
-    print("ready", flush=True)
+    try:
+        os.write(1, b"ready\n")
+    except OSError:
+        pass  # it is dead already: then there is work to do
     while os.read(0, 4096):
         pass
     left = [path for path in arguments.cgroup if not end_cgroup(path)]

@@ -11,7 +11,7 @@ from functools import partial
 import pytest
 
 from loader.playground import SERVER, SERVER6, Playground
-from tests.e2e import traffic
+from tests.e2e import host, traffic
 from tests.e2e.proxy import Proxy
 
 HTTP = 8000
@@ -127,6 +127,33 @@ def _echo(connection: socket.socket, data: bytes) -> bytes:
         assert chunk, "the connection ended"
         received += chunk
     return received
+
+
+@pytest.mark.parametrize("accelerate", [True, False], ids=["accelerated", "native"])
+def test_clsact(busy: Playground, monkeypatch: pytest.MonkeyPatch, accelerate: bool) -> None:
+    """Where the kernel has no TCX, clsact and cls_bpf do the same, and `down` takes the qdisc along."""
+    monkeypatch.setenv("PYBPFASM_ATTACH", "clsact")
+    before = busy.server.call(host.qdiscs)
+    options = [] if accelerate else ["--no-accelerate"]
+    with busy.start_envoy("original-dst-tcp-dual") as envoy:
+        with Proxy(busy, *options, ports=f"{ECHO},{OTHER_ECHO}") as proxy:
+            methods = {h["hook"]: h["method"] for h in proxy.status()["hooks"]}
+            assert methods["ingress"] == methods["egress"] == "clsact"
+            assert len(busy.server.call(host.qdiscs)) == len(before) + 2
+            sizes = traffic.mixed_sizes(40)
+            services = [("echo", ECHO), ("echo", OTHER_ECHO)]
+            for number, address in enumerate((SERVER, SERVER6)):
+                for place, where in enumerate((busy.client, busy.server)):
+                    first = 11_000 + 100 * (2 * number + place)
+                    outcomes = where.call(partial(traffic.tcp_clients, address, services, sizes, first))
+                    assert [o.error for o in outcomes] == [""] * len(sizes)
+            assert envoy.stats(r"^tcp\.ingress_tcp\.downstream_cx_total$") == {
+                "tcp.ingress_tcp.downstream_cx_total": 4 * len(sizes)
+            }
+            counters = proxy.counters()
+            assert counters["ingress"]["new_flows"] == 4 * len(sizes)
+            assert (counters["sk_msg"]["redirected_bytes"] > 4 * sum(sizes)) == accelerate
+    assert busy.server.call(host.qdiscs) == before
 
 
 def test_envoy_dies_and_comes_back(busy: Playground) -> None:
