@@ -194,8 +194,8 @@ class DirectHolder:
         self._attach_type = attach_type
 
     def identity(self) -> Identity:
-        """The map."""
-        return int(self._attach_type), self._map.id
+        """The map; 0 where it holds no program any more."""
+        return int(self._attach_type), 0 if self.program_id() == 0 else self._map.id
 
     def program_id(self) -> int | None:
         """PROG_QUERY on the map, from 5.16."""

@@ -575,6 +575,7 @@ def _up(plan: Plan, session: _Session, clock: Clock) -> Result:
             staging.pin(one, f"maps/{name}")
         for name, program in programs.items():
             staging.pin(program, f"programs/{name}")
+        obsolete = {} if before is None else {k: h for k, h in before.holders.items() if h.identity()[1]}
         undo = stack.enter_context(ExitStack())
         holders = _attach(plan, session, before, maps, programs, stack, undo)
         clock("attach")
@@ -588,11 +589,10 @@ def _up(plan: Plan, session: _Session, clock: Clock) -> Result:
                 staging.pin(holder.link, f"links/{key}")
         staging.publish(replace=before is not None)
         undo.pop_all()
-        if before is not None:
-            stay = set(map(id, holders.values()))
-            for key in sorted(before.holders, key=_rank):
-                if id(before.holders[key]) not in stay:
-                    before.holders[key].remove()
+        stay = set(map(id, holders.values()))
+        for key in sorted(obsolete, key=_rank):
+            if id(obsolete[key]) not in stay:
+                obsolete[key].remove()
         clock("publish")
     return result
 

@@ -1,0 +1,579 @@
+# SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only
+"""Instances: up, up again, down and status, with what the kernel says of each."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from loader import objects
+from loader.cgroup import Cgroup
+from loader.objects import Link, Map, Program, prog_query
+from pybpfasm.asm import Asm
+from pybpfasm.kernel.context import SkBuff
+from pybpfasm.kernel.enums import AttachType, TcxAction
+from pybpfasm.program import sched_cls
+from tests.kernel.instances import (
+    Site,
+    Tap,
+    add_dummy,
+    delete_interface,
+    files,
+    rename_interface,
+    site,
+    tapped,
+)
+
+__all__ = ["site"]
+
+INGRESS, EGRESS = AttachType.TCX_INGRESS, AttachType.TCX_EGRESS
+SOL_IP, SO_ORIGINAL_DST = 0, 80
+FLOW = {
+    "client": bytes(10) + b"\xff\xff\x0a\x00\x00\x14",
+    "server": bytes(10) + b"\xff\xff\x0a\x00\x00\x01",
+    "client_port": 40000,
+    "protocol": 6,
+    "family": 2,
+}
+
+
+@sched_cls(INGRESS, name="stranger")
+def stranger(b: Asm, ctx: SkBuff) -> None:
+    b.r0 = TcxAction.NEXT
+    b.exit()
+
+
+@pytest.fixture(params=["tcx", "clsact"])
+def method(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Both ways of attaching to an interface."""
+    if request.param == "clsact":
+        monkeypatch.setenv("PYBPFASM_ATTACH", "clsact")
+    assert isinstance(request.param, str)
+    return request.param
+
+
+def ids(status: dict[str, object], what: str) -> dict[str, int]:
+    """The ids of programs, links or maps of a status document, by where they are."""
+    hooks, maps = status["hooks"], status["maps"]
+    assert isinstance(hooks, list) and isinstance(maps, list)
+    if what == "map":
+        return {one["map"]: one["id"] for one in maps}
+    key = {"program": lambda h: h["program"]["id"], "link": lambda h: h["link_id"]}[what]
+    return {f"{h['hook']} {h.get('interface', '')}".strip(): key(h) for h in hooks}
+
+
+def add_flow(site: Site, name: str = "default") -> None:
+    """Put a connection into the flow map, as if a SYN had come."""
+    with Map.from_pin(site.fs.path(name) / "maps/flows") as flows:
+        key = bytes(FLOW["client"]) + bytes(FLOW["server"]) + (40000).to_bytes(2, "big") + b"\x06\x02"  # type: ignore[arg-type]
+        flows.update(key, bytes(flows.value_size))
+
+
+# --- up and down --------------------------------------------------------------------------------------------
+
+
+def test_up_makes_what_down_removes(site: Site, method: str) -> None:
+    with tapped(Tap()) as tap:
+        document = site.up("--json").json()
+        instance = site.fs.path("default")
+        assert document["path"] == str(instance)
+        assert (document["created"], document["changed"]) == (True, True)
+        assert files(instance) == ["interfaces", "links", "maps", "ports", "programs", "settings"]
+        tc = ["tcx_egress_lo", "tcx_ingress_lo"] if method == "tcx" else []
+        assert files(instance / "links") == sorted(["getsockopt", "sk_msg", "sockops", *tc])
+        assert files(instance / "maps") == ["counters", "flows", "pending", "socket_state", "sockets"]
+
+        status = site.status()
+        assert status["drift"] == []
+        assert {h["hook"]: h["method"] for h in status["hooks"]} == {
+            "ingress": method,
+            "egress": method,
+            "getsockopt": "link",
+            "sockops": "link",
+            "sk_msg": "link",
+        }
+        assert all(h["attached"] for h in status["hooks"])
+        assert [h["program"]["name"] for h in status["hooks"]] == [
+            "pba_sk_msg",
+            "pba_sockops",
+            "pba_getsockopt",
+            "pba_egress",
+            "pba_ingress",
+        ]
+        assert all(len(bytes.fromhex(h["program"]["tag"])) == 8 for h in status["hooks"])
+        assert status["settings"]["ports"] == "8000"
+        assert status["settings"]["cgroup_id"] == site.cgroup.id
+        assert status["settings"]["netns_inode"] == site.netns.ino
+        assert all(not value for named in status["counters"].values() for value in named.values())
+        assert site.down("--json").json() == {"name": "default", "changed": True}
+        assert site.pins() == []
+        assert site.attached() == []
+        assert tap.alive() == []
+
+
+def test_nothing_stays_in_this_process(site: Site) -> None:
+    """Neither descriptors nor threads: the pins alone keep the proxy."""
+    before = os.listdir("/proc/self/fd"), threading.active_count()
+    site.up()
+    site.status()
+    site.up(ports="8001")
+    assert (os.listdir("/proc/self/fd"), threading.active_count()) == before
+    assert len(site.attached()) == 4
+
+
+def test_down_of_nothing_is_done(site: Site) -> None:
+    outcome = site.down()
+    assert outcome.out == "instance 'default' is not up: there was nothing to remove\n"
+    site.up("--name", "web")
+    outcome = site.down()
+    assert "(up are: web)" in outcome.out
+    assert len(site.attached()) == 4
+
+
+def test_without_acceleration(site: Site) -> None:
+    site.up("--no-accelerate")
+    status = site.status()
+    assert {h["hook"] for h in status["hooks"]} == {"ingress", "egress", "getsockopt"}
+    assert set(ids(status, "map")) == {"flows", "counters"}
+    assert status["settings"]["accelerate"] is False
+
+
+def test_our_programs_come_first(site: Site) -> None:
+    """One before ours that ends the chain would let traffic past the proxy."""
+    with Program.load(stranger.build()) as program, Link.tcx(program, 1, INGRESS):
+        site.up()
+        chain = prog_query(1, INGRESS).prog_ids
+        ingress = next(h for h in site.status()["hooks"] if h["hook"] == "ingress")
+        assert chain == (ingress["program"]["id"], program.id)
+        assert ingress["beside"] == [{"program_id": program.id, "name": "stranger", "runs": "after"}]
+        assert site.status()["drift"] == []
+        site.down()
+        assert prog_query(1, INGRESS).prog_ids == (program.id,)
+
+
+def test_interfaces_with_dots_and_of_other_kinds(site: Site) -> None:
+    index = add_dummy("eth0.100")
+    site.up("--iface", "lo", iface="eth0.100")
+    assert "tcx_ingress_eth0%2E100" in files(site.fs.path("default") / "links")
+    status = site.status()
+    assert status["drift"] == []
+    assert status["settings"]["interfaces"] == ["eth0.100", "lo"]
+    assert len(prog_query(index, INGRESS).entries) == 1
+    tags = {h["interface"]: h["program"]["tag"] for h in status["hooks"] if h["hook"] == "ingress"}
+    assert tags["lo"] != tags["eth0.100"], "lo has a program of its own"
+
+
+def test_an_interface_named_twice_is_attached_to_once(site: Site) -> None:
+    site.up("--iface", "lo")
+    assert len(prog_query(1, INGRESS).entries) == 1
+
+
+def test_the_settings_map_can_only_be_read(site: Site) -> None:
+    site.up()
+    with Map.from_pin(site.fs.path("default") / "settings") as settings:
+        with pytest.raises(Exception, match="EPERM"):
+            settings.update(bytes(4), bytes(settings.value_size))
+
+
+# --- up again -----------------------------------------------------------------------------------------------
+
+
+def test_up_again_changes_nothing(site: Site, method: str) -> None:
+    site.up("--mark", "0x1000/0xf000", ports="8000,9000-9010")
+    before = site.status()
+    outcome = site.up("--mark", "0x1000/0xf000", ports="9000-9010,8000")
+    assert "was up like this already" in outcome.out
+    assert site.status() == before
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--ports", "8000,9000"],
+        ["--envoy-port", "8081"],
+        ["--mark", "4243"],
+        ["--mark", "0x1000/0xf000"],
+    ],
+)
+def test_other_settings_take_the_place_of_the_old(site: Site, method: str, words: list[str]) -> None:
+    site.up()
+    add_flow(site)
+    before = site.status()
+    site.run("up", "--iface", "lo", "--ports", "8000", *words)
+    after = site.status()
+    assert after["settings"] != before["settings"]
+    assert after["drift"] == []
+    assert ids(after, "map") == ids(before, "map"), "connections are in the maps"
+    assert after["maps"] == before["maps"]
+    if method == "tcx":
+        assert ids(after, "link") == ids(before, "link"), "changed in one step"
+    assert not set(ids(after, "program").values()) & set(ids(before, "program").values())
+    assert len(site.attached()) == (4 if method == "tcx" else 2)
+    site.down()
+    assert site.pins() == []
+
+
+def test_acceleration_comes_and_goes(site: Site) -> None:
+    site.up("--no-accelerate")
+    before = site.status()
+    site.up()
+    with_it = site.status()
+    assert ids(with_it, "link").items() >= ids(before, "link").items()
+    assert ids(with_it, "map").items() >= ids(before, "map").items()
+    site.up("--no-accelerate")
+    assert ids(site.status(), "link") == ids(before, "link")
+    assert ids(site.status(), "map") == ids(before, "map")
+    assert objects.prog_query(site.cgroup.fd, AttachType.CGROUP_SOCK_OPS).entries == ()
+
+
+def test_interfaces_come_and_go(site: Site, method: str) -> None:
+    index = add_dummy("eth7")
+    site.up()
+    before = site.status()
+    site.up("--iface", "eth7")
+    both = site.status()
+    assert {h["interface"] for h in both["hooks"] if h["hook"] == "ingress"} == {"lo", "eth7"}
+    site.up(iface="eth7")
+    after = site.status()
+    assert {h["interface"] for h in after["hooks"] if h["hook"] == "ingress"} == {"eth7"}
+    assert after["drift"] == []
+    assert ids(after, "map") == ids(before, "map")
+    assert prog_query(1, INGRESS).entries == ()
+    assert len(prog_query(index, INGRESS).entries) == (1 if method == "tcx" else 0)
+
+
+def test_another_cgroup(site: Site, make_cgroup: Callable[[], Cgroup]) -> None:
+    site.up()
+    old = site.cgroup
+    site.cgroup = make_cgroup()
+    site.up()
+    assert len(site.attached()) == 4
+    assert objects.prog_query(old.fd, AttachType.CGROUP_GETSOCKOPT).entries == ()
+    assert site.status()["settings"]["cgroup_id"] == site.cgroup.id
+
+
+def test_from_one_method_to_the_other(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    site.up()
+    flows = ids(site.status(), "map")["flows"]
+    monkeypatch.setenv("PYBPFASM_ATTACH", "clsact")
+    site.up()
+    assert prog_query(1, INGRESS).entries == ()
+    assert [h["method"] for h in site.status()["hooks"]][-2:] == ["clsact", "clsact"]
+    monkeypatch.delenv("PYBPFASM_ATTACH")
+    site.up()
+    assert len(prog_query(1, INGRESS).entries) == 1
+    status = site.status()
+    assert ids(status, "map")["flows"] == flows
+    assert status["drift"] == []
+    site.down()
+    assert clsact_interfaces() == []
+
+
+def clsact_interfaces() -> list[int]:
+    """The interfaces that have a clsact qdisc."""
+    from pyroute2 import IPRoute
+
+    with IPRoute() as route:
+        return [q["index"] for q in route.get_qdiscs() if q.get_attr("TCA_KIND") == "clsact"]
+
+
+def test_a_clsact_qdisc_of_others_stays(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pyroute2 import IPRoute
+
+    monkeypatch.setenv("PYBPFASM_ATTACH", "clsact")
+    site.up()
+    site.down()
+    assert clsact_interfaces() == []
+    with IPRoute() as route:
+        route.tc("add", "clsact", 1)
+    site.up()
+    site.up(ports="8001")
+    site.down()
+    assert clsact_interfaces() == [1]
+
+
+def test_capacity_changes_only_under_nobody(site: Site) -> None:
+    site.up()
+    site.up("--flow-capacity", "1000")
+    add_flow(site)
+    before = site.status()
+    assert next(m for m in before["maps"] if m["map"] == "flows")["max_entries"] == 1000
+    outcome = site.run("up", "--iface", "lo", "--ports", "8000", "--flow-capacity", "2000")
+    assert outcome.status == 1
+    assert "map flows has another shape (1000 entries" in outcome.err
+    assert "1 connections depend on it" in outcome.err
+    assert "take the instance down first" in outcome.err
+    assert site.status() == before
+
+
+def test_a_change_that_breaks_connections_says_so(site: Site) -> None:
+    site.up(ports="8000,9000")
+    add_flow(site)
+    outcome = site.up(ports="9000")
+    assert "connections to ports that are not intercepted any more (8000) will break" in outcome.err
+    outcome = site.up("--envoy-port", "8081", ports="9000")
+    assert "1 connections go through Envoy's former port 8080 and will break" in outcome.err
+
+
+# --- traffic ------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def echo(port: int) -> Iterator[socket.socket]:
+    """A server that sends back what comes, one connection at a time."""
+    with socket.create_server(("127.0.0.1", port)) as server:
+
+        def serve() -> None:
+            while True:
+                try:
+                    connection, _ = server.accept()
+                except OSError:
+                    return
+                threading.Thread(target=_send_back, args=(connection,), daemon=True).start()
+
+        # A thread of this one: it is in the same network namespace.
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        yield server
+        server.shutdown(socket.SHUT_RDWR)
+        thread.join()
+
+
+def _send_back(connection: socket.socket) -> None:
+    with connection:
+        while data := connection.recv(1 << 16):
+            connection.sendall(data)
+
+
+def exchange(connection: socket.socket, message: bytes) -> None:
+    """Send a message and get it back."""
+    connection.sendall(message)
+    got = b""
+    while len(got) < len(message):
+        got += connection.recv(1 << 16)
+    assert got == message
+
+
+def test_a_connection_survives_changes(site: Site, method: str) -> None:
+    with echo(8080):
+        site.up()
+        with socket.create_connection(("127.0.0.1", 8000), timeout=5) as connection:
+            exchange(connection, b"before")
+            for words, ports in (
+                (["--mark", "77"], "8000"),
+                (["--no-accelerate"], "8000,9000-9010"),
+                (["--no-accelerate", "--iface", "lo"], "7999-8001"),
+            ):
+                site.up(*words, ports=ports)
+                exchange(connection, b"after " + ports.encode())
+            assert connection.getpeername() == ("127.0.0.1", 8000)
+        counters = site.status()["counters"]
+        assert counters["ingress"]["new_flows"] == 1
+        assert counters["ingress"]["redirected"] > 4
+
+
+def test_counters_are_those_of_the_packets(site: Site) -> None:
+    with echo(8080):
+        site.up()
+        for _ in range(3):
+            with socket.create_connection(("127.0.0.1", 8000), timeout=5) as connection:
+                exchange(connection, b"x" * 5000)
+        status = site.status()
+        assert status["counters"]["ingress"]["new_flows"] == 3
+        assert status["counters"]["egress"]["restored"] >= 3 * 3
+        assert next(m["entries"] for m in status["maps"] if m["map"] == "flows") == 3
+        assert status["envoy"] == {"port": 8080, "listening": True, "addresses": ["127.0.0.1"]}
+    assert site.status()["envoy"]["listening"] is False
+
+
+def test_run_counts_where_statistics_are_on(site: Site) -> None:
+    with echo(8080), objects.Stats.enable():
+        site.up()
+        with socket.create_connection(("127.0.0.1", 8000), timeout=5) as connection:
+            exchange(connection, b"x")
+        ingress = site.status()["hooks"][-1]["program"]
+        assert ingress["run_count"] >= 3
+        assert ingress["run_time_ns"] > ingress["run_count"]
+
+
+def test_enrolled_sockets_keep_what_they_need(site: Site) -> None:
+    """--no-accelerate while a connection is accelerated: it goes on, no other joins, and then all goes."""
+    site.up()
+    ours, theirs = socket.socketpair()
+    child = os.fork()
+    if child == 0:
+        try:
+            ours.close()
+            _accelerated(site, theirs)
+        finally:
+            os._exit(1)
+    theirs.close()
+    ours.settimeout(10)
+    try:
+        assert ours.recv(100) == b"enrolled"
+        assert site.status()["counters"]["sk_msg"]["redirected_messages"] == 2
+        site.up("--no-accelerate")
+        status = site.status()
+        assert "sk_msg" in {h["hook"] for h in status["hooks"]}
+        assert "sockops" not in {h["hook"] for h in status["hooks"]}
+        assert status["drift"] == []
+        assert "was up like this already" in site.up("--no-accelerate").out
+        ours.sendall(b"go on")
+        assert ours.recv(100) == b"went on"
+        assert site.status()["counters"]["sk_msg"]["redirected_messages"] == 4
+    finally:
+        ours.close()
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    site.up("--no-accelerate")
+    status = site.status()
+    assert {h["hook"] for h in status["hooks"]} == {"ingress", "egress", "getsockopt"}
+    assert set(ids(status, "map")) == {"flows", "counters"}
+
+
+def _accelerated(site: Site, control: socket.socket) -> None:
+    """In a child: both ends of a marked connection, an exchange, and another one when told."""
+    site.cgroup.add()
+    with socket.create_server(("127.0.0.1", 8000)) as server, socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, 36, 4242)  # SO_MARK
+        client.connect(("127.0.0.1", 8000))
+        connection, _ = server.accept()
+        with connection:
+            for told, answer in ((b"", b"enrolled"), (b"go on", b"went on")):
+                if told:
+                    assert control.recv(100) == told
+                for sender, receiver in ((client, connection), (connection, client)):
+                    sender.sendall(b"x" * 1000)
+                    assert receiver.recv(2000, socket.MSG_WAITALL if False else 0) == b"x" * 1000
+                control.sendall(answer)
+            control.recv(1)
+    os._exit(0)
+
+
+# --- what others do to it -----------------------------------------------------------------------------------
+
+
+def test_an_interface_that_goes_is_drift(site: Site, method: str) -> None:
+    index = add_dummy("eth7")
+    site.up("--iface", "lo", iface="eth7")
+    delete_interface(index)
+    status = site.status()
+    assert len(status["drift"]) == 2
+    assert all("eth7" in line and "gone" in line for line in status["drift"])
+    assert [h["interface"] for h in status["hooks"] if not h["attached"]] == ["eth7", "eth7"]
+    # Another one of that name: up puts it right.
+    index = add_dummy("eth7")
+    site.up("--iface", "lo", iface="eth7")
+    assert site.status()["drift"] == []
+    delete_interface(index)
+    site.down()
+    assert site.pins() == []
+    assert site.attached() == []
+
+
+def test_a_renamed_interface_is_followed(site: Site) -> None:
+    index = add_dummy("eth7")
+    site.up(iface="eth7")
+    links = set(ids(site.status(), "link").values())
+    rename_interface(index, "wan")
+    status = site.status()
+    assert status["drift"] == ["interface eth7 is called wan now"] * 2
+    site.up(iface="wan")
+    status = site.status()
+    assert status["drift"] == []
+    assert set(ids(status, "link").values()) == links
+
+
+def test_a_replaced_program_is_drift_and_up_puts_it_right(site: Site) -> None:
+    site.up()
+    with Link.from_pin(site.fs.path("default") / "links/tcx_ingress_lo") as link:
+        with Program.load(stranger.build()) as other:
+            link.update(other)
+            (drift,) = site.status()["drift"]
+            assert f"ingress on lo runs program {other.id}" in drift
+            site.up()
+            assert site.status()["drift"] == []
+            assert link.info().prog_id != other.id
+            link.update(other)
+        site.down()
+    assert site.attached() == []
+
+
+@pytest.mark.parametrize(
+    "pin",
+    [
+        "settings",
+        "ports",
+        "interfaces",
+        "links/getsockopt",
+        "links/tcx_ingress_lo",
+        "links/sk_msg",
+        "maps/flows",
+        "maps/counters",
+        "programs/getsockopt",
+    ],
+)
+@pytest.mark.parametrize("then", ["up", "down"])
+def test_a_lost_pin_is_drift_and_can_be_got_over(site: Site, pin: str, then: str) -> None:
+    site.up()
+    (site.fs.path("default") / pin).unlink()
+    drift = site.status()["drift"]
+    assert drift, "not noticed"
+    if "/" in pin:
+        assert any(pin.split("/")[1].removeprefix("tcx_").split("_")[0] in line for line in drift)
+    if then == "up":
+        site.up()
+        assert site.status()["drift"] == []
+        assert len(site.attached()) == 4
+    site.down()
+    assert site.pins() == []
+    assert site.attached() == []
+
+
+def test_everything_lost_but_the_directory(site: Site) -> None:
+    site.fs.path("default").mkdir(parents=True)
+    assert site.status()["drift"] != []
+    site.up()
+    assert site.status()["drift"] == []
+    site.down()
+    assert site.pins() == []
+
+
+def test_a_cgroup_that_goes_is_drift(site: Site, make_cgroup: Callable[[], Cgroup]) -> None:
+    old, site.cgroup = site.cgroup, make_cgroup()
+    site.up()
+    os.rmdir(site.cgroup.path)
+    deadline = time.monotonic() + 5
+    while len(drift := site.status()["drift"]) < 2 and time.monotonic() < deadline:
+        time.sleep(0.05)  # the kernel takes its time
+    assert len(drift) == 2
+    assert all("is gone" in line and str(site.cgroup.path) in line for line in drift)
+    site.cgroup = old
+    site.up()
+    assert site.status()["drift"] == []
+    site.down()
+
+
+def test_a_stranger_before_us_is_drift(site: Site) -> None:
+    site.up()
+    with Program.load(stranger.build()) as program, Link.tcx(program, 1, INGRESS, first=True):
+        (drift,) = site.status()["drift"]
+        assert f"program 'stranger' ({program.id}) runs before ingress on lo" in drift
+        site.down()
+
+
+def test_two_instances_on_two_interfaces(site: Site) -> None:
+    add_dummy("eth7")
+    site.up("--name", "a")
+    site.up("--name", "b", iface="eth7", ports="9000")
+    assert site.status("--name", "a")["settings"]["ports"] == "8000"
+    assert site.status("--name", "b")["settings"]["ports"] == "9000"
+    site.down("--name", "a")
+    assert site.status("--name", "b")["drift"] == []
+    site.down("--name", "b")
+    assert site.pins() == []
