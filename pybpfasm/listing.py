@@ -62,6 +62,7 @@ _JUMP: Final = {int(op): sign for op, sign in COMPARISONS.items()}
 _ATOMIC: Final = {int(op): sign for op, sign in ATOMIC_OPERATORS.items()}
 _FETCH: Final = {int(op): name for op, name in FETCHING.items()}
 _BITS: Final = {isa.W: 32, isa.H: 16, isa.B: 8, isa.DW: 64}
+_U32: Final = 0xFFFFFFFF
 _NEG, _MOV, _END = int(Alu.NEG), int(Alu.MOV), int(Alu.END)
 
 
@@ -131,17 +132,17 @@ def _wide(insn: Instruction) -> str:
     if src == Imm64.VALUE:
         return f"{insn.imm64:#x}"
     if src == Imm64.MAP_FD:
-        return f"map[id:{insn.imm}]" if name is None else f"map[{name}]"
+        return f"map[id:{insn.imm & _U32}]" if name is None else f"map[{name}]"
     if src == Imm64.MAP_VALUE:
-        return f"map[{f'id:{insn.imm}' if name is None else name}][0]+{insn.imm_high}"
+        return f"map[{f'id:{insn.imm & _U32}' if name is None else name}][0]+{insn.imm_high & _U32}"
     if src == Imm64.BTF_ID:
         return f"btf_id[{insn.imm}:{insn.imm_high}]" if insn.imm_high else f"btf_id[{insn.imm}]"
     if src == Imm64.FUNC:
         return f"subprog[{insn.imm:+d}]" if name is None else f"subprog[{name}]"
     if src == Imm64.MAP_IDX:
-        return f"map[idx:{insn.imm}]"
+        return f"map[idx:{insn.imm & _U32}]"
     if src == Imm64.MAP_IDX_VALUE:
-        return f"map[idx:{insn.imm}]+{insn.imm_high}"
+        return f"map[idx:{insn.imm & _U32}]+{insn.imm_high & _U32}"
     raise KeyError(src)
 
 
@@ -175,7 +176,7 @@ def _jump(insn: Instruction) -> str:
     op = opcode & 0xF0
     r = "w" if opcode & 0x07 == isa.JMP32 else "r"
     if op in _JUMP:
-        source = f"{r}{insn.src}" if opcode & isa.X else f"{insn.imm & 0xFFFFFFFF:#x}"
+        source = f"{r}{insn.src}" if opcode & isa.X else f"{insn.imm & _U32:#x}"
         return f"if {r}{insn.dst} {_JUMP[op]} {source} goto pc{insn.offset:+d}"
     if opcode == isa.OP_EXIT:
         return "exit"
