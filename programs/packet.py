@@ -48,7 +48,7 @@ from pybpfasm.net import (
     Tcp,
     Vlan,
 )
-from pybpfasm.program import subprogram
+from pybpfasm.program import global_function, subprogram
 
 PACKET_HOST: Final = 0  # linux/if_packet.h: addressed to this host
 
@@ -57,6 +57,11 @@ PULL_BYTES: Final = 512
 # Tags beyond the one that the kernel keeps outside the packet.
 MAX_VLAN_TAGS: Final = 2
 MAX_EXTENSION_HEADERS: Final = 6
+
+# Results of skip_extensions that are no offsets.
+NO_TCP: Final = 0
+UNREADABLE: Final = -1
+MAX_TCP_OFFSET: Final = 0x7FFF  # six headers of 2048 bytes, and one bound that the verifier sees
 
 # The offset within Ipv6Fragment.frag_off, which the three lowest bits are no part of.
 _IPV6_FRAGMENT_OFFSET: Final = 0xFFF8
@@ -149,53 +154,72 @@ def find_tcp(b: Asm, ctx: SkBuff, interface: Interface, on_tcp: Callable[[int], 
     b.label("ipv6")
     b.r7 += b.r9
     within(b, b.r7, Ipv6.sizeof)
-    b.r4 = Ipv6(b.r7).nexthdr
-    b.r5 = b.r7
-    b.r5 += Ipv6.sizeof
+    b.r3 = Ipv6(b.r7).nexthdr
     b.r9 += Ipv6.sizeof
-    for _ in range(MAX_EXTENSION_HEADERS):
-        skip_extension_header(b)
-    b.If(b.r4 == IPPROTO_TCP).goto("tcp6")
-    for header in (IPPROTO_HOPOPTS, IPPROTO_ROUTING, IPPROTO_FRAGMENT, IPPROTO_AH, IPPROTO_DSTOPTS):
-        b.If(b.r4 == header).goto("malformed")
-    b.goto("other")
-    b.label("tcp6")
+    with b.If(b.r3 != IPPROTO_TCP):
+        b.r1 = ctx
+        b.r2 = b.r9
+        b.call(skip_extensions)
+        b.If(b.r0 == NO_TCP).goto("other")
+        b.If(b.r0 > MAX_TCP_OFFSET).goto("malformed")
+        b.r9 = b.r0
+    b.r5 = ctx.data
+    b.r5 += b.r9
     within(b, b.r5, Tcp.sizeof)
     on_tcp(AF_INET6)
 
 
-def skip_extension_header(b: Asm) -> None:
-    """Step r5 and r9 over the extension header at r5 whose number is in r4; r4 becomes the next one's.
+@global_function(SkBuff, "offset", "next_header")
+def skip_extensions(b: Asm) -> None:
+    """Walk the IPv6 extension headers from *offset* in the packet, the first of which is a *next_header*.
 
-    Jumps to ``tcp6`` where r4 is TCP, to ``other`` where it is no header that TCP can follow. Clobbers r2 and
-    r3.
+    Returns the offset of the TCP header; `NO_TCP` where none follows, or the packet is a later fragment; and
+    `UNREADABLE` for a header that is cut off, or more of them than are looked through. It is global:
+    otherwise the verifier would follow every combination of headers through all of its caller.
     """
-    b.If(b.r4 == IPPROTO_TCP).goto("tcp6")
-    with b.If((b.r4 == IPPROTO_HOPOPTS) | (b.r4 == IPPROTO_ROUTING) | (b.r4 == IPPROTO_DSTOPTS)):
-        within(b, b.r5, Ipv6Option.sizeof)
-        option = Ipv6Option(b.r5)
-        b.r4 = option.nexthdr
-        b.r3 = option.hdrlen
-        b.r3 += 1
-        b.r3 <<= 3
-    with b.Elif(b.r4 == IPPROTO_FRAGMENT):
-        within(b, b.r5, Ipv6Fragment.sizeof)
-        fragment = Ipv6Fragment(b.r5)
-        b.r2 = fragment.frag_off
-        b.If(b.r2 & be16(_IPV6_FRAGMENT_OFFSET)).goto("other")
-        b.r4 = fragment.nexthdr
-        b.r3 = Ipv6Fragment.sizeof
-    with b.Elif(b.r4 == IPPROTO_AH):
-        within(b, b.r5, Ipv6Option.sizeof)
-        option = Ipv6Option(b.r5)
-        b.r4 = option.nexthdr
-        b.r3 = option.hdrlen
-        b.r3 += 2
-        b.r3 <<= 2
-    with b.Else():
-        b.goto("other")
-    b.r5 += b.r3
-    b.r9 += b.r3
+    header = b.stack_bytes(8)
+    option, fragment = Ipv6Option(header), Ipv6Fragment(header)
+
+    b.r6 = b.r1
+    b.r7 = b.r2
+    b.r8 = b.r3
+    b.r9 = MAX_EXTENSION_HEADERS
+    with b.Loop():
+        with b.If(b.r8 == IPPROTO_TCP):
+            b.ret(b.r7)
+        for number in (IPPROTO_HOPOPTS, IPPROTO_ROUTING, IPPROTO_DSTOPTS, IPPROTO_FRAGMENT):
+            b.If(b.r8 == number).goto("extension")
+        b.If(b.r8 == IPPROTO_AH).goto("extension")
+        b.ret(NO_TCP)
+
+        b.label("extension")
+        b.If(b.r9 == 0).goto("unreadable")
+        b.r9 -= 1
+        b.r1 = b.r6
+        b.r2 = b.r7
+        b.lea(b.r3, header)
+        b.r4 = Ipv6Fragment.sizeof  # every one of them is at least as long
+        b.call(Helper.skb_load_bytes)
+        b.If(b.r0 != 0).goto("unreadable")
+        b.r3 = b.r8
+        b.r8 = option.nexthdr
+        b.r2 = option.hdrlen
+        with b.If(b.r3 == IPPROTO_FRAGMENT):
+            b.r2 = fragment.frag_off
+            b.If(b.r2 & be16(_IPV6_FRAGMENT_OFFSET)).goto("later_fragment")
+            b.r2 = Ipv6Fragment.sizeof
+        with b.Elif(b.r3 == IPPROTO_AH):
+            b.r2 += 2
+            b.r2 <<= 2
+        with b.Else():
+            b.r2 += 1
+            b.r2 <<= 3
+        b.r7 += b.r2
+
+    b.label("later_fragment")
+    b.ret(NO_TCP)
+    b.label("unreadable")
+    b.ret(UNREADABLE)
 
 
 def fill_key(b: Asm, key: FlowKey, family: int, *, client_is_source: bool) -> None:

@@ -253,7 +253,7 @@ def listing(spec: ProgramSpec, *, lines: bool = True) -> str:
             function = functions[slot]
             arguments = ", ".join(function.arguments)
             if function.context is not None:
-                arguments = f"struct {function.context.kernel_name} *ctx"
+                arguments = ", ".join((f"struct {function.context.kernel_name} *ctx", *function.arguments))
             out.append(f"{function.name}({arguments}):")
             labels = dict(function.labels)
             index_in_function = 0
