@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 
@@ -34,13 +35,9 @@ __all__ = ["site"]
 
 INGRESS, EGRESS = AttachType.TCX_INGRESS, AttachType.TCX_EGRESS
 SOL_IP, SO_ORIGINAL_DST = 0, 80
-FLOW = {
-    "client": bytes(10) + b"\xff\xff\x0a\x00\x00\x14",
-    "server": bytes(10) + b"\xff\xff\x0a\x00\x00\x01",
-    "client_port": 40000,
-    "protocol": 6,
-    "family": 2,
-}
+MAPPED = bytes(10) + b"\xff\xff"
+# From 10.0.0.20:40000 to 10.0.0.1, TCP (6) over AF_INET (2), as in `FlowKey`.
+FLOW = MAPPED + b"\x0a\0\0\x14" + MAPPED + b"\x0a\0\0\x01" + (40000).to_bytes(2, "big") + b"\x06\x02"
 
 
 @sched_cls(INGRESS, name="stranger")
@@ -58,21 +55,22 @@ def method(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> s
     return request.param
 
 
-def ids(status: dict[str, object], what: str) -> dict[str, int]:
+def ids(status: dict[str, Any], what: str) -> dict[str, int]:
     """The ids of programs, links or maps of a status document, by where they are."""
-    hooks, maps = status["hooks"], status["maps"]
-    assert isinstance(hooks, list) and isinstance(maps, list)
     if what == "map":
-        return {one["map"]: one["id"] for one in maps}
-    key = {"program": lambda h: h["program"]["id"], "link": lambda h: h["link_id"]}[what]
-    return {f"{h['hook']} {h.get('interface', '')}".strip(): key(h) for h in hooks}
+        return {one["map"]: one["id"] for one in status["maps"]}
+    return {
+        f"{hook['hook']} {hook.get('interface', '')}".strip(): (
+            hook["program"]["id"] if what == "program" else hook["link_id"]
+        )
+        for hook in status["hooks"]
+    }
 
 
 def add_flow(site: Site, name: str = "default") -> None:
     """Put a connection into the flow map, as if a SYN had come."""
     with Map.from_pin(site.fs.path(name) / "maps/flows") as flows:
-        key = bytes(FLOW["client"]) + bytes(FLOW["server"]) + (40000).to_bytes(2, "big") + b"\x06\x02"  # type: ignore[arg-type]
-        flows.update(key, bytes(flows.value_size))
+        flows.update(FLOW, bytes(flows.value_size))
 
 
 # --- up and down --------------------------------------------------------------------------------------------
