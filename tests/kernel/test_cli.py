@@ -1,0 +1,459 @@
+# SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only
+"""The command line against the kernel: bad input gets a clear error and changes nothing; what is printed."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from loader import bpffs, cli, features
+from loader.features import Feature, Probe, Support
+from loader.sys import libc
+from programs import tc_ingress
+from programs.packet import Interface
+from programs.settings import Settings
+from pybpfasm.asm import Asm
+from pybpfasm.kernel.context import SkBuff
+from pybpfasm.kernel.enums import AttachType
+from pybpfasm.program import sched_cls
+from tests.kernel.instances import Outcome, Site, add_dummy, in_child, site
+
+__all__ = ["site"]
+
+ROOT = Path(__file__).resolve().parents[2]
+UP = ["up", "--iface", "lo", "--ports", "8000"]
+NOBODY = 65534
+_PR_CAPBSET_DROP = 24  # linux/prctl.h
+_CAPABILITIES = {"CAP_NET_ADMIN": 12, "CAP_SYS_ADMIN": 21, "CAP_PERFMON": 38, "CAP_BPF": 39}
+
+
+def without(*names: str) -> Callable[[], None]:
+    """What a child does before exec to lack capabilities for good, although it is root."""
+
+    def drop() -> None:
+        for name in names:
+            if libc().prctl(_PR_CAPBSET_DROP, _CAPABILITIES[name], 0, 0, 0) != 0:
+                os._exit(97)
+
+    return drop
+
+
+def command(*words: str, drop: Callable[[], None] | None = None) -> Outcome:
+    """Run the command line as a process of its own."""
+    result = subprocess.run(
+        [sys.executable, "-m", "loader", *words],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        preexec_fn=drop,
+        timeout=60,
+    )
+    return Outcome(result.returncode, result.stdout, result.stderr)
+
+
+def as_nobody(site: Site, *words: str) -> Outcome:
+    """Run the command line in a forked child that is an ordinary user.
+
+    No new interpreter: its files may be closed to others. What the command imports must have been imported.
+    """
+    reading, writing = os.pipe()
+
+    def child() -> int:
+        os.setgroups([])
+        os.setresgid(NOBODY, NOBODY, NOBODY)
+        os.setresuid(NOBODY, NOBODY, NOBODY)
+        site.capsys.readouterr()
+        status = cli.main(list(words))
+        captured = site.capsys.readouterr()
+        with os.fdopen(writing, "w") as pipe:
+            json.dump([status, captured.out, captured.err], pipe)
+        return 0
+
+    answer: list[str] = []
+    with os.fdopen(reading) as pipe:
+        thread = threading.Thread(target=lambda: answer.append(pipe.read()))
+        thread.start()
+        status = in_child(child)
+        os.close(writing)
+        thread.join()
+    assert status == 0
+    return Outcome(*json.loads(answer[0]))
+
+
+def refused(site: Site, outcome: Outcome, status: int, *says: str) -> None:
+    """Assert that a command failed with those words, and that nothing was changed."""
+    assert outcome.status == status, outcome
+    assert outcome.out == ""
+    assert outcome.err.startswith("error: ")
+    for words in says:
+        assert words in outcome.err
+    assert "Traceback" not in outcome.err
+    assert site.pins() == []
+    assert site.attached() == []
+
+
+# --- bad input ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "says"),
+    [
+        (["--iface", "eth9"], 2, ["there is no interface 'eth9'", "known are lo"]),
+        (["--iface", "lo", "--iface", "veht0"], 2, ["there is no interface 'veht0'"]),
+        (["--iface", "lo" * 20], 2, ["there is no interface"]),
+        (["--iface", ""], 2, ["there is no interface ''"]),
+        (["--iface", "lo", "--ports", "0"], 2, ["port 0 does not exist"]),
+        (["--iface", "lo", "--ports", "70000"], 2, ["port 70000 does not exist"]),
+        (["--iface", "lo", "--ports", "80-20"], 2, ["range 80-20 is backwards: write 20-80"]),
+        (["--iface", "lo", "--ports", "8080"], 2, ["port 8080 is Envoy's own"]),
+        (["--iface", "lo", "--name", "../etc"], 2, ["'../etc' cannot be the name of an instance"]),
+        (["--iface", "lo", "--name", "staging-1"], 2, ["cannot be the name of an instance"]),
+        (["--iface", "lo", "--name", ""], 2, ["cannot be the name of an instance"]),
+        (["--iface", "lo", "--netns", "nosuchns"], 2, ["there is no network namespace 'nosuchns'"]),
+        (["--iface", "lo", "--netns", "4194305"], 2, ["network namespace '4194305' cannot be opened"]),
+        (["--iface", "lo", "--netns", "/dev/null"], 2, ["/dev/null is not a network namespace"]),
+    ],
+)
+def test_bad_input(site: Site, words: list[str], status: int, says: list[str]) -> None:
+    ports = [] if "--ports" in words else ["--ports", "8000"]
+    refused(site, site.run("up", *words, *ports), status, *says)
+
+
+def test_a_typo_of_an_interface_is_noticed(site: Site) -> None:
+    add_dummy("eth0")
+    outcome = site.run("up", "--iface", "eht0", "--ports", "8000")
+    refused(
+        site, outcome, 2, "there is no interface 'eht0' in this network namespace", "did you mean 'eth0'?"
+    )
+
+
+def test_a_cgroup_that_is_none(site: Site, tmp_path: Path) -> None:
+    bpffs_words = ["--bpffs", str(site.fs.root)]
+    outcome = command(*UP, *bpffs_words, "--cgroup", str(tmp_path))
+    refused(site, outcome, 2, f"{tmp_path} is not a cgroup2 directory", "cgroup2 is mounted at")
+    outcome = command(*UP, *bpffs_words, "--cgroup", "nosuchgroup")
+    refused(site, outcome, 2, "nosuchgroup cannot be opened: No such file or directory")
+
+
+def test_no_cgroup2(site: Site) -> None:
+    # In a child: this mount namespace keeps its cgroup2.
+    def unmount() -> None:
+        if libc().unshare(0x00020000) != 0:  # CLONE_NEWNS
+            os._exit(97)
+        for mount in reversed(bpffs.mounts()):
+            if mount.fs_type == "cgroup2" and libc().umount2(os.fsencode(mount.mount_point), 2) != 0:
+                os._exit(98)
+
+    outcome = command(*UP, "--bpffs", str(site.fs.root), drop=unmount)
+    refused(site, outcome, 1, "no cgroup2 file system is mounted", "mount -t cgroup2")
+
+
+def test_a_bpf_file_system_that_is_none(site: Site, tmp_path: Path) -> None:
+    cgroup = ["--cgroup", str(site.cgroup.path)]
+    outcome = command(*UP, *cgroup, "--bpffs", str(tmp_path))
+    refused(site, outcome, 2, f"{tmp_path} is not on a bpf file system", "mount -t bpf")
+    outcome = command(*UP, *cgroup, "--bpffs", str(tmp_path / "no"))
+    refused(site, outcome, 2, "No such file or directory", "mkdir -p")
+    for words in (["down"], ["status"]):
+        assert command(*words, "--bpffs", str(tmp_path)).status == 2
+
+
+def test_not_root(site: Site) -> None:
+    words = ["--bpffs", str(site.fs.root)]
+    up = [*UP, *words, "--cgroup", str(site.cgroup.path)]
+    site.up()
+    site.status()
+    before = site.pins(), site.attached()
+    # The folders above the bpf file system may be closed to others, and are not what is tested here.
+    for directory in site.fs.root.parents:
+        if directory.name.startswith("pytest-") or directory == site.fs.root.parent:
+            directory.chmod(0o755)
+    for words_, says in (
+        (up, ["this process lacks CAP_BPF (", "CAP_NET_ADMIN (", "CAP_PERFMON (", "sudo"]),
+        (["down", *words], ["this process lacks CAP_BPF, CAP_NET_ADMIN", "sudo"]),
+        (["status", *words], ["root"]),
+    ):
+        outcome = as_nobody(site, *words_)
+        assert (outcome.status, outcome.out) == (1, "")
+        assert outcome.err.startswith("error: ")
+        assert "internal error" not in outcome.err
+        assert all(text in outcome.err for text in says), outcome.err
+        assert (site.pins(), site.attached()) == before
+
+
+@pytest.mark.parametrize(
+    ("lacking", "named"),
+    [
+        (["CAP_NET_ADMIN"], ["CAP_NET_ADMIN"]),
+        (["CAP_BPF", "CAP_SYS_ADMIN"], ["CAP_BPF"]),
+        (["CAP_PERFMON", "CAP_SYS_ADMIN"], ["CAP_PERFMON"]),
+        (list(_CAPABILITIES), ["CAP_BPF", "CAP_NET_ADMIN", "CAP_PERFMON"]),
+    ],
+)
+def test_root_without_a_capability(site: Site, lacking: list[str], named: list[str]) -> None:
+    words = ["--bpffs", str(site.fs.root), "--cgroup", str(site.cgroup.path)]
+    outcome = command(*UP, *words, drop=without(*lacking))
+    refused(site, outcome, 1, *named, "this is root without its usual capabilities")
+    for name in _CAPABILITIES.keys() - set(named):
+        assert name not in outcome.err
+
+
+def test_three_capabilities_are_enough(site: Site) -> None:
+    words = ["--bpffs", str(site.fs.root), "--cgroup", str(site.cgroup.path)]
+    assert command(*UP, *words, drop=without("CAP_SYS_ADMIN")).status == 0
+    assert command(*UP, *words, "--mark", "9", drop=without("CAP_SYS_ADMIN")).status == 0
+    status = command("status", "--json", *words[:2], drop=without("CAP_SYS_ADMIN")).json()
+    assert status["drift"] == []
+    assert command("down", *words[:2], drop=without("CAP_SYS_ADMIN")).status == 0
+    assert site.pins() == []
+
+
+def test_another_namespace_needs_sys_admin(site: Site) -> None:
+    words = ["--bpffs", str(site.fs.root), "--cgroup", str(site.cgroup.path), "--netns", "1"]
+    outcome = command(*UP, *words, drop=without("CAP_SYS_ADMIN"))
+    assert outcome.status in (1, 2)
+    refused(site, outcome, outcome.status)
+    assert "CAP_SYS_ADMIN" in outcome.err or "run as root" in outcome.err
+
+
+def test_nobody_listens(site: Site) -> None:
+    outcome = site.up("--envoy-port", "8099")
+    assert outcome.err == (
+        "warning: nothing listens on TCP port 8099, Envoy's: "
+        "connections to 8000 will be refused until it does\n"
+    )
+    with socket.socket() as client:
+        with pytest.raises(ConnectionRefusedError):
+            client.connect(("127.0.0.1", 8000))
+    assert site.status()["envoy"] == {"port": 8099, "listening": False, "addresses": []}
+    with socket.create_server(("", 8099)):
+        assert site.up("--envoy-port", "8099").err == ""
+    with socket.create_server(("127.0.0.1", 8099)):
+        assert "only 127.0.0.1 is listened on" in site.up("--envoy-port", "8099").err
+
+
+@sched_cls(AttachType.TCX_INGRESS, name="pba_ingress")
+def careless(b: Asm, ctx: SkBuff, settings: Settings, interface: Interface) -> None:
+    """Reads a packet without asking where it ends."""
+    b.r2 = ctx.data
+    b.r0 = b.u8[b.r2]
+    b.exit()
+
+
+def test_a_verifier_rejection_shows_python_lines(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tc_ingress, "tc_ingress", careless)
+    outcome = site.run(*UP)
+    refused(site, outcome, 1, "the verifier rejected program 'pba_ingress'", "invalid access to packet")
+    line = next(
+        n for n, text in enumerate(Path(__file__).read_text().splitlines(), 1) if "b.u8[b.r2]" in text
+    )
+    assert f"test_cli.py:{line}: b.r0 = b.u8[b.r2]" in outcome.err
+
+
+# --- kernels that lack something ----------------------------------------------------------------------------
+
+
+def pretend_missing(monkeypatch: pytest.MonkeyPatch, *lacking: Feature) -> None:
+    """Let the probes of some features answer that the kernel has none."""
+    monkeypatch.setattr(
+        features,
+        "_known",
+        {f: Probe(f.value, Support.UNSUPPORTED, "so this test says", 22) for f in lacking},
+    )
+
+
+@pytest.mark.parametrize("feature", [Feature.CGROUP_GETSOCKOPT_LINK, Feature.SKC_LOOKUP_TC])
+def test_a_kernel_without_what_is_needed(
+    site: Site, feature: Feature, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pretend_missing(monkeypatch, feature)
+    outcome = site.run(*UP)
+    refused(site, outcome, 1, f"this kernel lacks {feature.value}: so this test says")
+
+
+@pytest.mark.parametrize("feature", [Feature.SOCKHASH, Feature.SK_STORAGE_SK_MSG])
+def test_a_kernel_without_what_acceleration_needs(
+    site: Site, feature: Feature, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pretend_missing(monkeypatch, feature)
+    outcome = site.run(*UP)
+    refused(site, outcome, 1, "acceleration is not possible", feature.value, "--no-accelerate")
+    site.up("--no-accelerate")
+
+
+def test_a_kernel_without_tcx(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend_missing(monkeypatch, Feature.TCX)
+    assert "by clsact" in site.up().out
+    assert {h["method"] for h in site.status()["hooks"] if "interface" in h} == {"clsact"}
+    site.down()
+
+
+@pytest.mark.parametrize(
+    ("feature", "setting", "says"),
+    [
+        (Feature.TIMER, "timers", "this kernel has no timers in maps"),
+        (Feature.NETNS_COOKIE_SK_MSG, "netns_cookie", "this kernel has no netns cookie"),
+        (Feature.COARSE_CLOCK, "coarse_clock", ""),
+    ],
+)
+def test_a_kernel_with_less(
+    site: Site, feature: Feature, setting: str, says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pretend_missing(monkeypatch, feature)
+    outcome = site.up()
+    assert says in outcome.err
+    status = site.status()
+    assert status["settings"][setting] is False
+    assert status["drift"] == []
+
+
+# --- what commands print ------------------------------------------------------------------------------------
+
+
+def test_dry_run_touches_nothing_and_needs_no_rights(site: Site) -> None:
+    words = [*UP, "--iface", "lo", "--cgroup", str(site.cgroup.path), "--dry-run"]
+    assert command(*words).status == 0
+    assert cli.main([*words, "--json"]) == 0  # imports, and reads the programs' text
+    outcome = as_nobody(site, *words)
+    assert outcome.status == 0, outcome.err
+    assert "nothing was touched" in outcome.out
+    assert "pba_ingress" in outcome.out
+    assert "@ programs/tc_ingress.py:" in outcome.out
+    document = as_nobody(site, *words, "--json").json()
+    assert {h["hook"] for h in document["hooks"]} == {"ingress", "egress", "getsockopt", "sockops", "sk_msg"}
+    assert all(h["slots"] > 10 for h in document["hooks"])
+    assert set(document["listings"]) == {
+        "getsockopt",
+        "sockops",
+        "sk_msg",
+        "ingress_loopback",
+        "egress_loopback",
+    }
+    assert document["original_destination"]
+    assert (site.pins(), site.attached()) == ([], [])
+    outcome = as_nobody(site, *UP[:2], "nosuch", *UP[3:], "--dry-run")
+    assert outcome.status == 2
+
+
+def test_dump(site: Site) -> None:
+    outcome = site.run("dump", "--iface", "lo", "--ports", "8000", "--program", "pba_sk_msg")
+    assert outcome.status == 0
+    assert outcome.out.startswith("pba_sk_msg(struct sk_msg_md *ctx):\n")
+    assert "@ programs/sk_msg.py:" in outcome.out
+    assert site.run("dump", "--iface", "lo", "--ports", "8000").out.count("(struct ") >= 5
+    outcome = site.run("dump", "--iface", "lo", "--ports", "8000", "--program", "nosuch")
+    assert outcome.status == 2
+    assert "there are pba_egress, pba_getsockopt, pba_ingress, pba_sk_msg, pba_sockops" in outcome.err
+
+
+def test_status_for_people(site: Site) -> None:
+    site.up()
+    outcome = site.run("status")
+    assert outcome.status == 0
+    for words in ("ports 8000 on lo", "nothing listens on Envoy's port 8080", "pba_ingress", "sockhash"):
+        assert words in outcome.out
+    assert "All counters are 0." in outcome.out
+
+
+def test_status_of_what_is_not_up(site: Site) -> None:
+    outcome = site.run("status")
+    refused(site, outcome, 1, "instance 'default' is not up")
+    site.up("--name", "web")
+    outcome = site.run("status", "--name", "wbe")
+    assert outcome.status == 1
+    assert "instance 'wbe' is not up (up are: web)" in outcome.err
+
+
+def test_watch_goes_on_until_it_is_interrupted(site: Site) -> None:
+    site.up()
+    words = ["status", "--watch", "0.05", "--json", "--bpffs", str(site.fs.root)]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "loader", *words], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert process.stdout is not None
+    opened = 0
+    while opened < 3:  # three documents
+        opened += process.stdout.readline() == b"{\n"
+    process.send_signal(2)
+    _, err = process.communicate(timeout=10)
+    assert (process.returncode, err) == (130, b"interrupted\n")
+
+
+def test_timings_name_the_steps(site: Site) -> None:
+    document = site.up("--json", "--timings").json()
+    assert {"check and assemble", "maps", "load", "attach", "publish"} <= document["timings_ms"].keys()
+
+
+def test_doctor(site: Site) -> None:
+    outcome = command("doctor")
+    assert outcome.status == 0, outcome.out
+    assert "The proxy can run here." in outcome.out
+    document = command("doctor", "--json").json()
+    assert document["ready"] is True
+    found = {f["what"]: f["verdict"] for f in document["findings"]}
+    assert found["cgroup2"] == "good"
+    assert {feature.value for feature in Feature} <= found.keys()
+    outcome = command("doctor", drop=without("CAP_NET_ADMIN", "CAP_BPF", "CAP_SYS_ADMIN"))
+    assert outcome.status == 1
+    assert "missing: CAP_BPF" in outcome.out
+    assert "The proxy cannot run here yet: capabilities" in outcome.out
+
+
+def test_doctor_names_what_is_missing(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend_missing(monkeypatch, Feature.CGROUP_GETSOCKOPT_LINK, Feature.TCX)
+    from loader import doctor
+
+    lines: list[str] = []
+    assert doctor.run(json=True, out=lines.append) == 1
+    document = json.loads("".join(lines))
+    verdicts = {f["what"]: (f["verdict"], f["advice"]) for f in document["findings"]}
+    assert verdicts[Feature.CGROUP_GETSOCKOPT_LINK.value][0] == "bad"
+    assert verdicts[Feature.TCX.value] == ("note", "clsact is used instead")
+
+
+def test_run_starts_envoy_and_ends_with_it(site: Site) -> None:
+    words = ["run", *UP[1:], "--bpffs", str(site.fs.root), "--cgroup", str(site.cgroup.path)]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "loader", *words, "--config", "static", "--", "--concurrency", "1"],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 20
+    while not site.fs.instances() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    try:
+        assert site.fs.instances() == ["default"], process.communicate() if process.poll() else ""
+        assert site.status()["envoy"]["listening"]
+        outcome = command(*words)
+        assert outcome.status == 1
+        assert "instance 'default' is up already" in outcome.err
+    finally:
+        process.terminate()
+        _, err = process.communicate(timeout=20)
+    assert process.returncode == 128 + 15, err
+    assert "Traceback" not in err
+    assert site.pins() == []
+
+
+def test_run_with_an_envoy_that_fails(site: Site, tmp_path: Path) -> None:
+    words = ["run", *UP[1:], "--bpffs", str(site.fs.root), "--cgroup", str(site.cgroup.path)]
+    broken = tmp_path / "broken.yaml"
+    broken.write_text("static_resources: {listeners: 7}\n")
+    outcome = command(*words, "--config", str(broken))
+    assert outcome.status == 1
+    assert f"Envoy refuses {broken}" in outcome.err
+    assert site.pins() == []
+    outcome = command(*words, "--config", str(tmp_path / "no.yaml"))
+    assert outcome.status == 2
+    assert "there is no file" in outcome.err
