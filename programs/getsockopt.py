@@ -28,6 +28,7 @@ SOL_IP: Final = 0  # linux/socket.h
 SOL_IPV6: Final = 41
 SO_ORIGINAL_DST: Final = 80  # linux/netfilter_ipv4.h; IP6T_SO_ORIGINAL_DST has the same number
 
+MAX_OFFSET: Final = 0xFFFF  # what the verifier lets be added to a pointer; more than any buffer here has
 KEEP: Final = 1  # let the result stand, the kernel's own or the one set here
 
 
@@ -156,4 +157,19 @@ def getsockopt(b: Asm, ctx: SockOpt, settings: Settings) -> None:
     b.label("too_small")
     count(b, counters.buffer_too_small)
     b.label("keep")
+    # A length beyond the buffer, though the kernel has succeeded: some options do not count bytes (SO_GET_FILTER
+    # counts instructions), and the kernel would turn it into EFAULT for any program's sake. A length of 0 means
+    # that the caller's buffer and length stay as the kernel left them. No other length may be changed: it may be
+    # the answer of another program at this hook.
+    b.r2 = ctx.retval
+    b.If(b.w2 != 0).goto("kept")
+    b.r4 = ctx.optlen
+    with b.If(b.w4 <= MAX_OFFSET):
+        b.r2 = ctx.optval
+        b.r3 = ctx.optval_end
+        b.r2 += b.r4
+        b.If(b.r2 <= b.r3).goto("kept")
+    b.r2 = 0
+    ctx.optlen = b.r2
+    b.label("kept")
     b.ret(KEEP)
