@@ -104,8 +104,7 @@ class Instruction:
                     return f"lddw: the upper immediate must be 0 where src is {self.src}"
                 return f"{forms[0].name}: only a 64-bit immediate load has a second immediate"
             return None
-        # Blame the fields that the closest form refuses.
-        return min((_refusals(self, form) for form in forms), key=lambda refusals: refusals[0])[1]
+        return _blame(self, forms)
 
     def kernel_problem(self) -> str | None:
         """Why no kernel takes this valid instruction, or ``None``: the ISA is wider than the verifier in
@@ -125,23 +124,32 @@ class Instruction:
         return encode((self,), byteorder)
 
 
-def _refusals(insn: Instruction, form: Form) -> tuple[tuple[int, int], str]:
-    refused = []
-    weight = 0  # an opcode's forms differ in offset and imm more often than in registers
-    for name, value, allowed in (("dst", insn.dst, form.dst), ("src", insn.src, form.src)):
-        if value not in allowed:
-            weight += 1
-            refused.append(_refused_register(name, value, allowed))
-    for name, value, allowed in (("offset", insn.offset, form.offset), ("imm", insn.imm, form.imm)):
-        if value not in allowed:
-            refused.append(f"{name} is {value}, must be {allowed}")
-    return (len(refused), weight), f"{form.name}: " + "; ".join(refused)
+def _blame(insn: Instruction, forms: tuple[Form, ...]) -> str:
+    """What is wrong with an instruction that has none of its opcode's *forms*: the fields that the closest one
+    refuses, a register rather than the number that tells the forms apart."""
+    refused: dict[tuple[str, ...], list[Form]] = {}
+    for form in forms:
+        fields = tuple(name for name in _FIELDS if getattr(insn, name) not in getattr(form, name))
+        refused.setdefault(fields, []).append(form)
+    fields = min(refused, key=lambda names: (len(names), names[0] not in ("dst", "src")))
+    closest = refused[fields]
+    reasons = []
+    for name in fields:
+        values: set[int] = set()
+        for form in closest if len(fields) == 1 else closest[:1]:
+            values |= getattr(form, name).values
+        allowed, value = Allowed(frozenset(values)), getattr(insn, name)
+        if name in ("dst", "src") and len(values) >= FRAME_POINTER:
+            reasons.append(_refused_register(name, value))
+        else:
+            reasons.append(f"{name} is {value}, must be {allowed}")
+    return f"{closest[0].name}: " + "; ".join(reasons)
 
 
-def _refused_register(name: str, value: int, allowed: Allowed) -> str:
-    assert allowed.values is not None
-    if len(allowed.values) < 10:  # no register: the field has another meaning, or none
-        return f"{name} is {value}, must be {allowed}"
+_FIELDS: Final = ("dst", "src", "offset", "imm")
+
+
+def _refused_register(name: str, value: int) -> str:
     if value == FRAME_POINTER:
         return f"{name} is r10, the frame pointer, which can't be written"
     return f"{name} is r{value}, which does not exist"

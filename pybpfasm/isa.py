@@ -152,9 +152,9 @@ class Allowed:
         shown = sorted(self.values)
         if len(shown) == 1:
             return str(shown[0])
-        if len(shown) > 2 and shown == list(range(shown[0], shown[-1] + 1)):
+        if len(shown) > 2 and shown[-1] < 64 and shown == list(range(shown[0], shown[-1] + 1)):
             return f"{shown[0]} to {shown[-1]}"
-        return "one of " + ", ".join(f"{v:#x}" if v > 15 else str(v) for v in shown)
+        return "one of " + ", ".join(f"{v:#x}" if shown[-1] > 64 else str(v) for v in shown)
 
 
 def _only(*values: int) -> Allowed:

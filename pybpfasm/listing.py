@@ -72,7 +72,7 @@ def text(insn: Instruction) -> str:
     An instruction that does not exist is shown as ``invalid`` and its fields.
     """
     try:
-        return _TEXT[insn.opcode & 0x07](insn)
+        return _TEXT[insn.opcode](insn)
     except (KeyError, ValueError):
         return f"invalid {insn.opcode:#04x} dst={insn.dst} src={insn.src} offset={insn.offset} imm={insn.imm}"
 
@@ -211,7 +211,7 @@ def _call(insn: Instruction) -> str:
         return f"call unknown#{insn.imm}"
 
 
-_TEXT: Final = {
+_TEXT_OF_CLASS: Final = {
     isa.LD: _ld,
     isa.LDX: _ldx,
     isa.ST: _st,
@@ -221,6 +221,7 @@ _TEXT: Final = {
     isa.JMP32: _jump,
     isa.ALU64: _alu,
 }
+_TEXT: Final = {opcode: _TEXT_OF_CLASS[opcode & 0x07] for opcode in isa.FORMS}
 
 
 def lines(instructions: Iterable[Instruction], labels: Mapping[int, str] | None = None) -> Iterable[str]:

@@ -14,7 +14,9 @@ Each line is one statement in either syntax. Labels end with ``:``; comments beg
 Jumps and calls go to a label, or by slots: ``goto pc+2``, ``ja +2``. The label ``exit``, unless the text
 defines it, is the first ``exit``. A dump of ``bpftool prog dump xlated`` and a `pybpfasm.listing.listing` are
 read as they are: slot numbers and opcodes before the instructions are checked, lines of source are comments,
-and heads of functions are labels. What `pybpfasm.listing.text` prints becomes the same bytes again.
+and heads of functions are labels. (In the dump of a loaded program the number of a helper is where the
+function is; its name tells. A function that the kernel has put in a helper's place has no text of its own.)
+What `pybpfasm.listing.text` prints becomes the same bytes again.
 
 Two traps of the kernel's syntax: ``r1 = 5`` is a ``mov`` and ``r1 = 0x5`` the 16-byte 64-bit load; and a
 32-bit immediate in hexadecimal is bits, so that ``r1 += 0xffffffff`` adds -1.

@@ -67,6 +67,13 @@ _FETCH: Final = {
 }
 _HELPERS: Final = {helper.name: int(helper) for helper in Helper}
 _HELPER_NAMES: Final = {number: name for name, number in _HELPERS.items()}
+# LLVM's names; those of its other atomics are the kernel's, except that they leave the width to the type.
+_LLVM_EXCHANGE: Final = {
+    "xchg_64": (int(Atomic.XCHG), isa.DW),
+    "xchg32_32": (int(Atomic.XCHG), isa.W),
+    "cmpxchg_64": (int(Atomic.CMPXCHG), isa.DW),
+    "cmpxchg32_32": (int(Atomic.CMPXCHG), isa.W),
+}
 # The kernel's list of helpers grows by a few a year; BTF ids of kernel functions are far above.
 _HELPER_LIMIT: Final = 1000
 
@@ -129,17 +136,19 @@ class _Parser:
         self.base: int | None = None  # the first slot number of a listing
         self.defined: dict[str, int] = {}  # line of each label
         self.exit: int | None = None
+        self.opcode = -1  # what the line of a listing says, in parentheses
         # instruction, its slot, what the label decides, label, source, column
         self.pending: list[tuple[Instruction, int, int, str, Source, int]] = []
 
     # Lines.
     def line(self, source: Source) -> None:
-        start, opcode = 0, -1
+        start = 0
+        self.opcode = -1
         prefix = _PREFIX.match(source.text)
         if prefix is not None:
             start = prefix.end()
             if prefix[2] is not None:
-                opcode = int(prefix[2], 16)
+                self.opcode = int(prefix[2], 16)
         elif self._head(source):
             return
         found = tokens(source, start)
@@ -156,9 +165,10 @@ class _Parser:
         self.statement(cursor)
         cursor.end()
         insn = self.out.instructions[-1]
-        if opcode not in (-1, insn.opcode):
+        if self.opcode not in (-1, insn.opcode):
             raise source.error(
-                f"the line says opcode {opcode:#04x}, but this instruction has {insn.opcode:#04x}", column
+                f"the line says opcode {self.opcode:#04x}, but this instruction has {insn.opcode:#04x}",
+                column,
             )
         if insn.form() is None or insn.imm_high:
             problem = insn.problem()
@@ -369,6 +379,9 @@ class _Parser:
         elif word in _FETCH:
             c.at += 1
             self._fetch(c, width, dst, *_FETCH[word])
+        elif word in _LLVM_EXCHANGE:
+            c.at += 1
+            self._fetch(c, width, dst, *_LLVM_EXCHANGE[word], typed=False)
         elif word == "load_acquire":
             c.at += 1
             c.expect("(")
@@ -397,15 +410,16 @@ class _Parser:
 
     def _constant(self, c: Cursor, width: str, dst: int) -> None:
         start = c.at
-        wide = "0x" in c.peek() or "0X" in c.peek() or c.peek() in "+-"
         if width == "r":
             # Only the form of the number tells a mov from the 64-bit load.
             column = c.column()
             low = c.number(-(1 << 63), (1 << 64) - 1, 64)
             digits = c.tokens[c.at - 1][1]
             wide = digits[:2] in ("0x", "0X")
-            if c.take("ll"):
+            if c.take("ll") or self.opcode == isa.LD_IMM64:
                 wide = True
+            elif self.opcode == isa.ALU64 | Alu.MOV:
+                wide = False
             elif not wide and not -(1 << 31) <= low < 1 << 31:
                 c.fail(
                     f"{low} needs the 64-bit load: write it in hexadecimal, {low & (1 << 64) - 1:#x}", column
@@ -551,12 +565,19 @@ class _Parser:
         c.expect(")")
         self.emit(isa.ALU64 | Alu.MOV | isa.X, dst, src, 1, to << 16 | of)
 
-    def _fetch(self, c: Cursor, width: str, dst: int, op: int, size: int) -> None:
+    def _fetch(self, c: Cursor, width: str, dst: int, op: int, size: int, typed: bool = True) -> None:
         c.expect("(")
         column = c.column()
-        found, base, offset = self._typed_place(c)
-        if found != size:
-            c.fail(f"the operation is on u{isa.SIZE_OF[size] * 8}", column)
+        if typed:
+            found, base, offset = self._typed_place(c)
+            if found != size and (size, found) != (isa.W, isa.DW):
+                c.fail(f"the operation is on u{isa.SIZE_OF[size] * 8}", column)
+            size = found
+        else:
+            base = c.r()
+            offset = c.offset()
+        if width == "w" and size == isa.DW:
+            c.fail(f"the old value has 64 bits: r{dst}")
         c.expect(",")
         if op == Atomic.CMPXCHG:
             column = c.column()
@@ -698,17 +719,22 @@ class _Parser:
             self.emit(isa.OP_CALL, 0, CallKind.KFUNC, offset, number)
             return
         helper = _HELPERS.get(name.removeprefix("bpf_"))
-        if name == "unknown" or helper == number:
-            self.emit(isa.OP_CALL, 0, CallKind.HELPER, 0, number)
-        elif helper is not None:
-            c.fail(f"{name} is helper {helper}, not {number}", column)
-        elif 0 <= number < _HELPER_LIMIT:
-            is_ = f"bpf_{_HELPER_NAMES[number]}" if number in _HELPER_NAMES else "no known helper"
-            c.fail(
-                f"{number} is {is_}, not {name[:40]}; a kernel function is kernel-function#{number}", column
-            )
+        if name == "unknown":
+            helper = number
+        if helper is not None:
+            if helper != number and 0 <= number < _HELPER_LIMIT:
+                c.fail(f"{name} is helper {helper}, not {number}", column)
+            # A larger number is where the function is, in the dump of a program that has been loaded.
+            self.emit(isa.OP_CALL, 0, CallKind.HELPER, 0, helper)
+        elif name in self.kfuncs:
+            self.emit(isa.OP_CALL, 0, CallKind.KFUNC, 0, self.kfuncs[name])
         else:
-            self.emit(isa.OP_CALL, 0, CallKind.KFUNC, 0, number)
+            hint = f" (helper {number} is bpf_{_HELPER_NAMES[number]})" if number in _HELPER_NAMES else ""
+            c.fail(
+                f"{name[:40]} is no helper{hint}; a kernel function with a known BTF id is "
+                f"kernel-function#{number}",
+                column,
+            )
 
 
 _STATEMENTS: Final[dict[str, Callable[[_Parser, Cursor], None]]] = {
