@@ -119,6 +119,7 @@ def make(request: Request, *, dry: bool = False) -> Plan:
         settings, tcx = request.settings, not request.clsact
         if not dry:
             settings, tcx = _probe(request, mode, warnings)
+        settings = replace(settings, netns=cookie)
         programs = mode.programs(settings, interfaces)
         return Plan(
             request=request,
@@ -168,6 +169,12 @@ def _interfaces(names: Iterable[str]) -> tuple[Interface, ...]:
     found: dict[int, Interface] = {}
     for name in names:
         one = interface(name)
+        if one.link_type_name.startswith("type "):
+            raise UsageError(
+                f"interface {name!r} has link layer {one.link_type_name} (ARPHRD_*), of which it is not known "
+                "where its packets begin",
+                hint="name an Ethernet, loopback or IP tunnel interface",
+            )
         found.setdefault(one.index, one)
     return tuple(found.values())
 
