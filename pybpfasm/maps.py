@@ -56,7 +56,8 @@ class MapSpec:
 
     ``name`` (1 to 15 of ``A-Za-z0-9_.``) identifies it within a set of programs. ``key`` and ``value`` are a
     `Struct` class, a field such as ``U32()``, a size in bytes, or ``None`` where the type has none. ``flags``
-    are the kernel's ``BPF_F_*`` for map creation. Raises `LayoutError` where these can't be.
+    are the kernel's ``BPF_F_*`` for map creation. ``contents`` are the bytes that the only value of an array map
+    starts with: static data. Raises `LayoutError` where these can't be.
     """
 
     name: str
@@ -67,12 +68,20 @@ class MapSpec:
     flags: int = 0
     map_extra: int = 0
     inner: MapSpec | None = None
+    contents: bytes | None = None
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):
             raise LayoutError(f"map name {self.name!r}: 1 to 15 letters, digits, '_' or '.' are allowed")
         if self.max_entries < 0 or self.max_entries > 0xFFFFFFFF:
             raise LayoutError(f"map {self.name}: max_entries={self.max_entries} does not fit 32 bits")
+        if self.contents is not None:
+            if self.type is not MapType.ARRAY or self.max_entries != 1:
+                raise LayoutError(f"map {self.name}: only an ARRAY of one entry has contents to start with")
+            if len(self.contents) != self.value_size:
+                raise LayoutError(
+                    f"map {self.name}: {len(self.contents)} bytes of contents, its value has {self.value_size}"
+                )
 
     @property
     def key_size(self) -> int:

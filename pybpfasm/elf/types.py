@@ -1,0 +1,194 @@
+# SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only
+"""BTF of several sources in one object, and the BTF of an object as the kernel takes it."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Collection, Iterable, Mapping
+
+from pybpfasm.btf import Btf, BtfBuilder, BtfError, BtfType, Kind
+from pybpfasm.btf.format import ELEMENT_WORDS, FIXED_WORDS, HEADER_LEN, MAGIC, REFERENCES, VERSION, struct_order
+
+# For each kind with elements: which of an element's words is a name, and which a type.
+_NAMED_ELEMENTS = frozenset({Kind.STRUCT, Kind.UNION, Kind.ENUM, Kind.ENUM64, Kind.FUNC_PROTO})
+_TYPED_ELEMENTS = {Kind.STRUCT: 1, Kind.UNION: 1, Kind.FUNC_PROTO: 1, Kind.DATASEC: 0}
+
+
+def words_of(t: BtfType) -> list[int]:
+    """The words of a type after the three that each has."""
+    count = FIXED_WORDS[t.kind] + ELEMENT_WORDS[t.kind] * t.vlen
+    return [t._word(3 + index) for index in range(count)]
+
+
+def references(t: BtfType) -> list[int]:
+    """The ids that a type refers to, in the order in which its words hold them."""
+    if t.kind in REFERENCES:
+        found = [t._word(2)]
+    elif t.kind == Kind.ARRAY:
+        return [t.element_id, t.index_id]
+    else:
+        found = []
+    at = _TYPED_ELEMENTS.get(t.kind)
+    if at is not None:
+        step = ELEMENT_WORDS[t.kind]
+        found += [t._word(3 + index * step + at) for index in range(t.vlen)]
+    return found
+
+
+class TypeTable(BtfBuilder):
+    """A `BtfBuilder` that takes over types of other BTF, each only once."""
+
+    def __init__(self, *args: object, **kwargs: object) -> None:
+        super().__init__(*args, **kwargs)  # type: ignore[arg-type]
+        self._blocks: dict[tuple[object, ...], int] = {}
+
+    def take(
+        self,
+        btf: Btf,
+        roots: Iterable[int],
+        sections: Mapping[int, tuple[int, list[tuple[int, int, int]]]] | None = None,
+    ) -> dict[int, int]:
+        """Add the types *roots* and all that they refer to; returns the new id of each by its old one.
+
+        *sections* gives size and entries (var, offset, size) of data sections, for which an object file has
+        them elsewhere. Raises `BtfError` for malformed BTF.
+        """
+        needs: dict[int, list[int]] = {}
+        waiting = sorted(set(roots), reverse=True)
+        while waiting:
+            type_id = waiting.pop()
+            if type_id in needs or type_id == 0:
+                continue
+            needs[type_id] = [btf._check_id(ref, type_id) for ref in references(btf.type(type_id))]
+            waiting += needs[type_id]
+        users: dict[int, list[int]] = {}
+        open_refs: dict[int, int] = {}
+        for type_id, refs in needs.items():
+            distinct = set(refs) - {0}
+            open_refs[type_id] = len(distinct)
+            for ref in distinct:
+                users.setdefault(ref, []).append(type_id)
+        # Types whose references are all there come first and may be ones that are there already; what is left
+        # refers to itself in a circle and is added as one block.
+        ids = {0: 0}
+        ready = sorted((t for t, count in open_refs.items() if not count), reverse=True)
+        while ready:
+            type_id = ready.pop()
+            ids[type_id] = self._take(btf, type_id, ids, sections or {})
+            for user in sorted(users.get(type_id, ()), reverse=True):
+                open_refs[user] -= 1
+                if not open_refs[user]:
+                    ready.append(user)
+        circle = sorted(t for t in needs if t not in ids)
+        if circle:
+            self._take_circle(btf, circle, ids, sections or {})
+        del ids[0]
+        return ids
+
+    def _take_circle(
+        self,
+        btf: Btf,
+        circle: list[int],
+        ids: dict[int, int],
+        sections: Mapping[int, tuple[int, list[tuple[int, int, int]]]],
+    ) -> None:
+        relative = {**ids, **{type_id: -1 - index for index, type_id in enumerate(circle)}}
+        key = tuple(self._record(btf, type_id, relative, sections) for type_id in circle)
+        first = self._blocks.setdefault(key, self.next_id)
+        for index, type_id in enumerate(circle):
+            ids[type_id] = first + index
+        if first == self.next_id:
+            for type_id in circle:
+                record = self._record(btf, type_id, ids, sections)
+                self._ids.setdefault(record, self.next_id)
+                self._records.append(record)
+
+    def _take(
+        self,
+        btf: Btf,
+        type_id: int,
+        ids: Mapping[int, int],
+        sections: Mapping[int, tuple[int, list[tuple[int, int, int]]]],
+    ) -> int:
+        record = self._record(btf, type_id, ids, sections)
+        found = self._ids.get(record)
+        if found is None:
+            found = self._ids[record] = self.next_id
+            self._records.append(record)
+        return found
+
+    def _record(
+        self,
+        btf: Btf,
+        type_id: int,
+        ids: Mapping[int, int],
+        sections: Mapping[int, tuple[int, list[tuple[int, int, int]]]],
+    ) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        t = btf.type(type_id)
+        info = t.vlen | t.kind << 24 | t.kflag << 31
+        third = t._word(2)
+        refs: list[int] = []
+        if t.kind in REFERENCES:
+            third = ids[third]
+            refs.append(third)
+        words = words_of(t)
+        if t.kind == Kind.ARRAY:
+            words[0], words[1] = ids[words[0]], ids[words[1]]
+            refs += words[:2]
+        elif t.kind == Kind.DATASEC and type_id in sections:
+            third, entries = sections[type_id]
+            words = [word for var, offset, size in entries for word in (ids[var], offset, size)]
+            refs += [ids[var] for var, _, _ in entries]
+            info = len(entries) | t.kind << 24
+        else:
+            step = ELEMENT_WORDS[t.kind]
+            if t.kind in _NAMED_ELEMENTS:
+                for at in range(0, len(words), step):
+                    words[at] = self.string(btf._name_at(words[at], type_id))
+            typed = _TYPED_ELEMENTS.get(t.kind)
+            if typed is not None:
+                for at in range(typed, len(words), step):
+                    words[at] = ids[words[at]]
+                    refs.append(words[at])
+        name = self.string(btf._name_at(t._word(0), type_id))
+        return (name, info, third, *words), tuple(refs)
+
+
+Layout = tuple[int, list[tuple[int, int, int]]]
+
+
+def for_kernel(
+    btf: Btf, layout: Callable[[BtfType], Layout | None], hidden: Collection[str] = ()
+) -> bytes:
+    """The BTF of an object file as ``BPF_BTF_LOAD`` takes it; ids and string offsets stay.
+
+    *layout* gives the size and the entries of a data section, which compilers leave open, or ``None`` where
+    the file has no such section: that is one of externs, which no kernel takes, and becomes an empty
+    structure. External functions become global ones, external variables too; functions in *hidden* become
+    static, so that the verifier looks into them where they are called. Raises `BtfError`.
+    """
+    end = struct_order(btf.byteorder)
+    out = bytearray()
+    for type_id in range(1, btf.count):
+        t = btf.type(type_id)
+        name, info, third, words = t._word(0), t._word(1), t._word(2), words_of(t)
+        if t.kind == Kind.DATASEC:
+            found = layout(t)
+            if found is None:
+                name, info, third, words = 0, Kind.STRUCT << 24, 0, []
+            else:
+                third, entries = found
+                words = [word for entry in entries for word in entry]
+                info = len(entries) | Kind.DATASEC << 24
+        elif t.kind == Kind.FUNC and (t.vlen > 1 or t.name in hidden):
+            info = (t.name not in hidden) | Kind.FUNC << 24
+        elif t.kind == Kind.VAR and words[0] > 1:
+            words = [1]
+        out += struct.pack(f"{end}{3 + len(words)}I", name, info, third, *words)
+    strings = btf._strings
+    if len(out) > 1 << 24:
+        raise BtfError(f"the BTF types take {len(out)} bytes, more than the kernel loads")
+    header = struct.pack(
+        f"{end}HBBIIIII", MAGIC, VERSION, 0, HEADER_LEN, 0, len(out), len(out), len(strings)
+    )
+    return header + bytes(out) + strings

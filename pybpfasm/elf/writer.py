@@ -1,0 +1,657 @@
+# SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only
+"""Writes ELF objects."""
+
+from __future__ import annotations
+
+import re
+import struct
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from pybpfasm import isa
+from pybpfasm.btf import Btf, BtfExt, FuncInfo, Kind, LineInfo, unpack_func_info, unpack_line_info
+from pybpfasm.elf.format import (
+    EHDR_SIZE,
+    EM_BPF,
+    ET_REL,
+    R_BPF_64_32,
+    R_BPF_64_64,
+    SHDR_SIZE,
+    SHF_ALLOC,
+    SHF_EXECINSTR,
+    SHF_INFO_LINK,
+    SHF_WRITE,
+    SHT_NOBITS,
+    SHT_PROGBITS,
+    SHT_REL,
+    SHT_STRTAB,
+    SHT_SYMTAB,
+    STB_GLOBAL,
+    STB_LOCAL,
+    STT_FUNC,
+    STT_OBJECT,
+    STT_SECTION,
+    SYM_SIZE,
+    ElfError,
+    is_data_section,
+    section_of,
+)
+from pybpfasm.elf.types import TypeTable
+from pybpfasm.instruction import SLOT_SIZE, Instruction, encode
+from pybpfasm.isa import CallKind, Imm64
+from pybpfasm.kernel.enums import BPF_F_RDONLY_PROG, MapType
+from pybpfasm.layout import ByteOrder, Field
+from pybpfasm.maps import MapMember, MapSpec
+from pybpfasm.program import Function, ProgramSpec
+
+__all__ = ["write_object"]
+
+_IDENTIFIER: Final = re.compile(r"[A-Za-z_.][A-Za-z0-9_.]*")
+_LOADS_OF_MAPS: Final = (Imm64.MAP_FD, Imm64.MAP_VALUE)
+
+
+def write_object(
+    programs: Sequence[ProgramSpec],
+    maps: Iterable[MapSpec] = (),
+    *,
+    tcx: bool = False,
+    sections: Mapping[str, str] | None = None,
+) -> bytes:
+    """An ELF object with *programs*, their maps and those of *maps* besides.
+
+    Every program is in the section that libbpf knows its type by; *sections* names another one for a program,
+    by its name, as tracing programs need (``{"on_exec": "tp/sched/sched_process_exec"}``). TC programs are in
+    ``tc``; with *tcx*, in ``tcx/ingress`` and ``tcx/egress``, which libbpf 1.3 and later know. Subprograms
+    are static functions in ``.text``, once for all programs. Maps with contents become data sections.
+
+    The same specs give the same bytes. Raises `ElfError` for what an object can't say: programs of the same
+    name, of different licenses or byte orders, a type that has no section of its own.
+    """
+    return _Writer(list(programs), list(maps), tcx, dict(sections or {})).write()
+
+
+@dataclass
+class _Section:
+    """A section that is to be written."""
+
+    name: str
+    type: int
+    flags: int = 0
+    data: bytes = b""
+    align: int = 1
+    size: int | None = None  # of a section without bytes in the file
+    link: int = 0
+    info: int = 0
+    entry_size: int = 0
+    index: int = 0
+    relocations: list[tuple[int, str, int]] = field(default_factory=list)  # offset, symbol's key, type
+
+
+@dataclass
+class _Symbol:
+    name: str
+    section: _Section
+    value: int
+    size: int
+    bind: int
+    type: int
+
+
+@dataclass
+class _Body:
+    """One function's instructions and its place."""
+
+    section: str
+    offset: int  # in slots
+
+
+class _Writer:
+    def __init__(
+        self, programs: list[ProgramSpec], maps: list[MapSpec], tcx: bool, sections: dict[str, str]
+    ) -> None:
+        self.programs = programs
+        self.tcx = tcx
+        self.section_names = sections
+        self.byteorder: ByteOrder = programs[0].byteorder if programs else "little"
+        self.end = "<" if self.byteorder == "little" else ">"
+        self.types = TypeTable(self.byteorder)
+        self.ext = BtfExt()
+        self.sections: list[_Section] = []
+        self.symbols: dict[str, _Symbol] = {}
+        self.code: dict[str, list[bytes]] = {}
+        self.slots: dict[str, int] = {}
+        self.shared: dict[object, int] = {}  # functions in .text by what they are
+        self.maps = self._all_maps(maps)
+        self._check()
+
+    def _all_maps(self, more: list[MapSpec]) -> list[MapSpec]:
+        found: dict[str, MapSpec] = {}
+        waiting = [m for program in self.programs for m in program.maps] + more
+        for spec in waiting:
+            if found.setdefault(spec.name, spec) is not spec:
+                raise ElfError(f"two different maps are named {spec.name!r}: an object has one of each name")
+        return list(found.values())
+
+    def _check(self) -> None:
+        names: set[str] = set()
+        for program in self.programs:
+            if program.name in names:
+                raise ElfError(f"two programs are named {program.name!r}: an object has one of each name")
+            names.add(program.name)
+            if program.byteorder != self.byteorder:
+                raise ElfError(
+                    f"program {program.name} is {program.byteorder}-endian, "
+                    f"{self.programs[0].name} is {self.byteorder}-endian: an object has one byte order"
+                )
+            if program.license != self.programs[0].license:
+                raise ElfError(
+                    f"program {program.name} has the license {program.license!r}, "
+                    f"{self.programs[0].name} {self.programs[0].license!r}: an object has one license"
+                )
+        for unknown in sorted(set(self.section_names) - names):
+            raise ElfError(f"sections={{{unknown!r}: …}} names no program of the object")
+        for spec in self.maps:
+            if spec.name in names:
+                raise ElfError(f"a map and a program are both named {spec.name!r}")
+            if not _IDENTIFIER.fullmatch(spec.name):
+                raise ElfError(f"map {spec.name!r}: a map in an object has the name of a C variable")
+
+    # Sections.
+    def _section(self, section: _Section) -> _Section:
+        self.sections.append(section)
+        section.index = len(self.sections)
+        return section
+
+    def _section_name(self, program: ProgramSpec) -> str:
+        given = self.section_names.get(program.name) or getattr(program, "section", None)
+        if isinstance(given, str):
+            return given
+        name = section_of(program.type, program.attach_type, program.prog_flags, tcx=self.tcx)
+        if name is None:
+            attach = "" if program.attach_type is None else f" ({program.attach_type.name})"
+            raise ElfError(
+                f"program {program.name}: there is no section for {program.type.name}{attach} with the load "
+                f"flags {program.prog_flags:#x}; name one with sections={{{program.name!r}: …}}"
+            )
+        return name
+
+    # Programs.
+    def write(self) -> bytes:
+        """The object's bytes."""
+        code: dict[str, _Section] = {}
+        if any(len(program.functions) > 1 for program in self.programs):
+            code[".text"] = _Section(".text", SHT_PROGBITS, SHF_ALLOC | SHF_EXECINSTR, align=8)
+        for program in self.programs:
+            name = self._section_name(program)
+            if name == ".text":
+                raise ElfError(f"program {program.name}: .text is the section of subprograms")
+            if name not in code:
+                code[name] = _Section(name, SHT_PROGBITS, SHF_ALLOC | SHF_EXECINSTR, align=8)
+        self.text_sections = code
+        for section in code.values():
+            self._section(section)
+            self.code[section.name] = []
+            self.slots[section.name] = 0
+        self._data_sections()
+        self._map_definitions()
+        for program in self.programs:
+            self._program(program)
+        for section in code.values():
+            section.data = b"".join(self.code[section.name])
+        if self.programs:
+            license = self.programs[0].license.encode() + b"\0"
+            section = self._section(_Section("license", SHT_PROGBITS, SHF_ALLOC | SHF_WRITE, license))
+            self.symbols["license"] = _Symbol("_license", section, 0, len(license), STB_GLOBAL, STT_OBJECT)
+            char = self.types.add_int("char", 1, signed=True)
+            var = self.types.add_var("_license", self.types.add_array(char, len(license)))
+            self.types.add_datasec("license", len(license), [(var, 0, len(license))])
+        ext = self.ext.to_bytes(self.types)
+        self._section(_Section(".BTF", SHT_PROGBITS, data=self.types.to_bytes(), align=4))
+        if self.ext.func_info:
+            self._section(_Section(".BTF.ext", SHT_PROGBITS, data=ext, align=4))
+        return self._link()
+
+    def _program(self, program: ProgramSpec) -> None:
+        btf_data = program.btf()
+        functions = sorted(program.functions, key=lambda function: function.slot)
+        starts = [function.slot for function in functions] + [program.slots]
+        if not functions or starts[0] != 0:
+            raise ElfError(f"program {program.name} does not begin with a function")
+        pieces: list[list[Instruction]] = [[] for _ in functions]
+        slot, index = 0, 0
+        for insn in program.instructions:
+            while slot >= starts[index + 1]:
+                index += 1
+            pieces[index].append(insn)
+            slot += insn.slots
+        debug = _Debug(self, program, btf_data) if btf_data else None
+        # Where each function goes: the main one behind those of its section, others into .text, where one that
+        # is there already serves again.
+        name = self._section_name(program)
+        bodies: list[_Body] = []
+        new: list[bool] = []
+        for index, function in enumerate(functions):
+            section = ".text" if index else name
+            if index:
+                key = self._identity(functions, index, pieces, debug, set())
+                known = self.shared.get(key)
+                bodies.append(_Body(section, self.slots[section] if known is None else known))
+                new.append(known is None)
+                if known is not None:
+                    continue
+                self.shared[key] = self.slots[section]
+            else:
+                bodies.append(_Body(section, self.slots[section]))
+                new.append(True)
+            self._place(function, bodies[-1], starts[index + 1] - starts[index], main=not index)
+            self.slots[section] += starts[index + 1] - starts[index]
+        for index, piece in enumerate(pieces):
+            if new[index]:
+                self._emit(program, starts, index, piece, bodies)
+                if debug is not None:
+                    debug.place(starts[index], starts[index + 1], bodies[index])
+
+    def _place(self, function: Function, body: _Body, slots: int, *, main: bool) -> None:
+        key = f"program {function.name}" if main else f"function {body.offset}"
+        self.symbols[key] = _Symbol(
+            function.name,
+            self.text_sections[body.section],
+            body.offset * SLOT_SIZE,
+            slots * SLOT_SIZE,
+            STB_GLOBAL if main else STB_LOCAL,
+            STT_FUNC,
+        )
+
+    def _identity(
+        self,
+        functions: list[Function],
+        index: int,
+        pieces: list[list[Instruction]],
+        debug: _Debug | None,
+        seen: set[int],
+    ) -> tuple[object, ...]:
+        """What tells a function from others of its name: instructions, lines, and the functions it calls."""
+        seen.add(index)
+        slot = functions[index].slot
+        out: list[object] = [functions[index].name, None if debug is None else debug.signature(index)]
+        for insn in pieces[index]:
+            target = _target(insn, slot)
+            if target is None:
+                reference = insn.reference if isinstance(insn.reference, MapSpec) else None
+                out.append((insn.opcode, insn.dst, insn.src, insn.offset, insn.imm, insn.imm_high, reference))
+            else:
+                callee = next(i for i, f in enumerate(functions) if f.slot == target)
+                known = ("again", functions[callee].name) if callee in seen else None
+                out.append((insn.opcode, insn.dst, insn.src))
+                out.append(known or self._identity(functions, callee, pieces, debug, seen))
+            slot += insn.slots
+        return tuple(out)
+
+    def _emit(
+        self,
+        program: ProgramSpec,
+        starts: list[int],
+        index: int,
+        piece: list[Instruction],
+        bodies: list[_Body],
+    ) -> None:
+        body = bodies[index]
+        section = self.text_sections[body.section]
+        slot = starts[index]
+        out: list[Instruction] = []
+        for insn in piece:
+            at = (body.offset + slot - starts[index]) * SLOT_SIZE
+            target = _target(insn, slot)
+            if target is not None:
+                if target not in starts[:-1]:
+                    raise ElfError(
+                        f"program {program.name}: the instruction in slot {slot} refers to slot {target}, "
+                        "where no function begins"
+                    )
+                place = bodies[starts.index(target)].offset
+                section.relocations.append(
+                    (at, "section .text", R_BPF_64_64 if insn.wide else R_BPF_64_32)
+                )
+                if insn.wide:
+                    insn = Instruction(insn.opcode, insn.dst, 0, 0, place * SLOT_SIZE)
+                else:
+                    insn = Instruction(insn.opcode, insn.dst, insn.src, 0, place - 1)
+            elif insn.opcode == isa.LD_IMM64 and insn.src in _LOADS_OF_MAPS:
+                reference = insn.reference
+                if not isinstance(reference, MapSpec):
+                    raise ElfError(
+                        f"program {program.name}: the instruction in slot {slot} loads a map by number; "
+                        "an object holds maps by name"
+                    )
+                insn = self._map_reference(program, insn, reference, section, at)
+            elif insn.opcode == isa.LD_IMM64 and insn.src not in (Imm64.VALUE, Imm64.BTF_ID):
+                raise ElfError(
+                    f"program {program.name}: the 64-bit load in slot {slot} has no form in an object"
+                )
+            out.append(insn)
+            slot += insn.slots
+        self.code[body.section].append(encode(out, self.byteorder))
+
+    def _map_reference(
+        self, program: ProgramSpec, insn: Instruction, spec: MapSpec, section: _Section, at: int
+    ) -> Instruction:
+        value = insn.imm_high if insn.src == Imm64.MAP_VALUE else None
+        data = self.data_section(spec)
+        if data is None:
+            if value is not None:
+                raise ElfError(
+                    f"program {program.name} takes the address of a value of map {spec.name}; in an object only "
+                    "static data has such addresses: give the map contents"
+                )
+            section.relocations.append((at, f"map {spec.name}", R_BPF_64_64))
+            return Instruction(insn.opcode, insn.dst)
+        if value is None:
+            raise ElfError(
+                f"program {program.name} refers to map {spec.name} as a map; in an object it is static data, "
+                "which has an address only"
+            )
+        section.relocations.append((at, f"section {data}", R_BPF_64_64))
+        return Instruction(insn.opcode, insn.dst, 0, 0, value)
+
+    # Maps.
+    @staticmethod
+    def data_section(spec: MapSpec) -> str | None:
+        """The data section that a map is written as, ``None`` for one that is defined in ``.maps``."""
+        if is_data_section(spec.name) and spec.type is MapType.ARRAY and spec.max_entries == 1:
+            return spec.name
+        if spec.contents is None:
+            return None
+        kind = ".rodata" if spec.flags & BPF_F_RDONLY_PROG else ".data"
+        return f"{kind}.{spec.name}"
+
+    def _data_sections(self) -> None:
+        for spec in self.maps:
+            name = self.data_section(spec)
+            if name is None:
+                continue
+            size = spec.value_size
+            contents = spec.contents
+            flags = SHF_ALLOC if name.startswith(".rodata") else SHF_ALLOC | SHF_WRITE
+            if contents is None and not name.startswith(".bss"):
+                contents = bytes(size)
+            if contents is None or (name.startswith(".bss") and not any(contents)):
+                section = self._section(_Section(name, SHT_NOBITS, flags, b"", 8, size))
+            else:
+                section = self._section(_Section(name, SHT_PROGBITS, flags, contents, 8))
+            described = spec.btf(self.byteorder)
+            if described is None:
+                continue
+            data, _, value_id = described
+            btf = Btf.parse(data)
+            if value_id and btf.type(value_id).kind == Kind.DATASEC:
+                self.types.take(btf, [value_id])
+                variables = [(btf.type(v).name, offset, s) for v, offset, s in btf.type(value_id).entries]
+            else:
+                value = self.types.take(btf, [value_id]).get(value_id, 0)
+                # The variable has the name of its type, or of the section without the dots.
+                variable = re.sub(r"\W", "_", btf.type(value_id).name or spec.name.lstrip("."))
+                if not value_id or value == 0:
+                    continue
+                var = self.types.add_var(variable, value)
+                self.types.add_datasec(name, size, [(var, 0, size)])
+                variables = [(variable, 0, size)]
+            for variable, offset, length in variables:
+                self._variable(variable, section, offset, length)
+
+    def _variable(self, name: str, section: _Section, offset: int, size: int) -> None:
+        key = f"variable {name}"
+        if key in self.symbols:
+            return  # a static variable whose name another one has
+        self.symbols[key] = _Symbol(name, section, offset, size, STB_GLOBAL, STT_OBJECT)
+
+    def _map_definitions(self) -> None:
+        definitions = [spec for spec in self.maps if self.data_section(spec) is None]
+        if not definitions:
+            return
+        names = {program.name: f"program {program.name}" for program in self.programs}
+        names |= {spec.name: f"map {spec.name}" for spec in definitions}
+        entries: list[tuple[int, int, int]] = []
+        at = 0
+        section = self._section(_Section(".maps", SHT_PROGBITS, SHF_ALLOC | SHF_WRITE, align=8))
+        for spec in definitions:
+            type_id, size = self._definition(spec)
+            initial: tuple[tuple[int, str], ...] = getattr(spec, "initial", ())
+            for index, name in initial:
+                if name not in names:
+                    raise ElfError(f"map {spec.name}: entry {index} is {name!r}, which is not in the object")
+                section.relocations.append((at + size + 8 * index, names[name], R_BPF_64_64))
+            size += 8 * max((index + 1 for index, _ in initial), default=0)
+            entries.append((self.types.add_var(spec.name, type_id), at, size))
+            self.symbols[f"map {spec.name}"] = _Symbol(
+                spec.name, section, at, size, STB_GLOBAL, STT_OBJECT
+            )
+            at += size
+        section.data = bytes(at)
+        self.types.add_datasec(".maps", at, entries)
+
+    def _definition(self, spec: MapSpec, *, inner: bool = False) -> tuple[int, int]:
+        """The structure that defines a map, as libbpf's ``__uint`` and ``__type`` macros write it."""
+        members: list[tuple[str, int, int]] = []
+
+        def add(name: str, type_id: int) -> None:
+            members.append((name, type_id, 64 * len(members)))
+
+        def add_number(name: str, value: int) -> None:
+            if not 0 <= value <= 0xFFFFFFFF:
+                raise ElfError(f"map {spec.name}: {name}={value:#x} does not fit the 32 bits of a definition")
+            integer = self.types.add_int("int", 4, signed=True)
+            add(name, self.types.add_ptr(self.types.add_array(integer, value, self._index_type())))
+
+        add_number("type", int(spec.type))
+        described = spec.btf(self.byteorder)
+        ids: dict[int, int] = {}
+        roots: list[int] = []
+        if described is not None:
+            roots = [type_id for type_id in described[1:] if type_id]
+            ids = self.types.take(Btf.parse(described[0]), roots)
+        for name, size, source, member in (
+            ("key", spec.key_size, described[1] if described else 0, spec.key),
+            ("value", spec.value_size, described[2] if described else 0, spec.value),
+        ):
+            if name == "value" and spec.inner is not None:
+                continue
+            if source:
+                add(name, self.types.add_ptr(ids[source]))
+            elif described is None and _has_layout(member):
+                add(name, self.types.add_ptr(member.btf(self.types)))  # type: ignore[union-attr]
+            elif size:
+                add_number(f"{name}_size", size)
+        if spec.max_entries:
+            add_number("max_entries", spec.max_entries)
+        if spec.flags:
+            add_number("map_flags", spec.flags)
+        if spec.map_extra:
+            add_number("map_extra", spec.map_extra)
+        if getattr(spec, "pinned", False):
+            add_number("pinning", 1)
+        size = 8 * len(members)
+        if spec.inner is not None:
+            if inner:
+                raise ElfError(f"map {spec.name}: maps are nested only once")
+            definition, _ = self._definition(spec.inner, inner=True)
+            pointer = self.types.add_ptr(definition)
+            members.append(("values", self.types.add_array(pointer, 0, self._index_type()), 8 * size))
+        return self.types.add_struct("", size, members), size
+
+    def _index_type(self) -> int:
+        return self.types.add_int("__ARRAY_SIZE_TYPE__", 4)
+
+    # The file.
+    def _link(self) -> bytes:
+        end = self.end
+        local = [symbol for symbol in self.symbols.values() if symbol.bind == STB_LOCAL]
+        others = [symbol for symbol in self.symbols.values() if symbol.bind != STB_LOCAL]
+        needed = {
+            key.removeprefix("section ")
+            for section in self.sections
+            for _, key, _ in section.relocations
+            if key.startswith("section ")
+        }
+        strings = _Strings()
+        numbers: dict[str, int] = {}
+        table = bytearray(SYM_SIZE)
+        by_identity = {id(symbol): key for key, symbol in self.symbols.items()}
+        for section in self.sections:
+            if section.name in needed:
+                numbers[f"section {section.name}"] = len(table) // SYM_SIZE
+                table += struct.pack(f"{end}IBBHQQ", 0, STT_SECTION, 0, section.index, 0, 0)
+        first_global = 0
+        for symbol in local + others:
+            if symbol.bind != STB_LOCAL and not first_global:
+                first_global = len(table) // SYM_SIZE
+            numbers[by_identity[id(symbol)]] = len(table) // SYM_SIZE
+            table += struct.pack(
+                f"{end}IBBHQQ",
+                strings.add(symbol.name),
+                symbol.bind << 4 | symbol.type,
+                0,
+                symbol.section.index,
+                symbol.value,
+                symbol.size,
+            )
+        count = len(self.sections)
+        relocated = [section for section in self.sections if section.relocations]
+        symtab_index = count + len(relocated) + 1
+        for section in relocated:
+            data = b"".join(
+                struct.pack(f"{end}QQ", offset, numbers[key] << 32 | type)
+                for offset, key, type in section.relocations
+            )
+            self._section(
+                _Section(
+                    ".rel" + section.name,
+                    SHT_REL,
+                    SHF_INFO_LINK,
+                    data,
+                    8,
+                    link=symtab_index,
+                    info=section.index,
+                    entry_size=16,
+                )
+            )
+        self._section(
+            _Section(
+                ".symtab",
+                SHT_SYMTAB,
+                0,
+                bytes(table),
+                8,
+                link=symtab_index + 1,
+                info=first_global or len(table) // SYM_SIZE,
+                entry_size=SYM_SIZE,
+            )
+        )
+        strtab = self._section(_Section(".strtab", SHT_STRTAB))
+        names = [strings.add(section.name) for section in self.sections]
+        strtab.data = bytes(strings.data)
+        headers = bytearray(SHDR_SIZE)
+        body = bytearray()
+        for section, name in zip(self.sections, names, strict=True):
+            body += bytes(-(EHDR_SIZE + len(body)) % section.align)
+            headers += struct.pack(
+                f"{end}IIQQQQIIQQ",
+                name,
+                section.type,
+                section.flags,
+                0,
+                EHDR_SIZE + len(body),
+                len(section.data) if section.size is None else section.size,
+                section.link,
+                section.info,
+                section.align,
+                section.entry_size,
+            )
+            body += section.data
+        body += bytes(-len(body) % 8)
+        ident = struct.pack("<4sBBBBB7x", b"\x7fELF", 2, 1 if end == "<" else 2, 1, 0, 0)
+        header = ident + struct.pack(
+            f"{end}HHIQQQIHHHHHH",
+            ET_REL,
+            EM_BPF,
+            1,
+            0,
+            0,
+            EHDR_SIZE + len(body),
+            0,
+            EHDR_SIZE,
+            0,
+            0,
+            SHDR_SIZE,
+            len(self.sections) + 1,
+            strtab.index,
+        )
+        return header + bytes(body) + bytes(headers)
+
+
+class _Debug:
+    """A program's function and line records, with their types and strings in the object's BTF."""
+
+    def __init__(self, writer: _Writer, program: ProgramSpec, btf_data: bytes) -> None:
+        self.writer = writer
+        btf = Btf.parse(btf_data)
+        self.functions = unpack_func_info(program.func_info(), program.byteorder)
+        self.lines = unpack_line_info(program.line_info(), program.byteorder)
+        self.ids = writer.types.take(btf, [record.type_id for record in self.functions])
+        self.texts = [
+            (record, btf.string(record.file_name_off), btf.string(record.line_off)) for record in self.lines
+        ]
+        self.starts = [function.slot for function in program.functions] + [program.slots]
+
+    def signature(self, index: int) -> tuple[object, ...]:
+        """The type and the lines of function number *index*."""
+        start, stop = self.starts[index], self.starts[index + 1]
+        types = [self.ids[record.type_id] for record in self.functions if record.insn_off == start]
+        lines = [
+            (record.insn_off - start, file, text, record.line, record.col)
+            for record, file, text in self.texts
+            if start <= record.insn_off < stop
+        ]
+        return (*types, *lines)
+
+    def place(self, start: int, stop: int, body: _Body) -> None:
+        """Add the records of the function in the slots from *start* to *stop*, which goes to *body*."""
+        ext, string = self.writer.ext, self.writer.types.string
+        shift = body.offset - start
+        for record in self.functions:
+            if start <= record.insn_off < stop:
+                ext.func_info.setdefault(body.section, []).append(
+                    FuncInfo((record.insn_off + shift) * SLOT_SIZE, self.ids[record.type_id])
+                )
+        for line, file, text in self.texts:
+            if start <= line.insn_off < stop:
+                ext.line_info.setdefault(body.section, []).append(
+                    LineInfo((line.insn_off + shift) * SLOT_SIZE, string(file), string(text), line.line, line.col)
+                )
+
+
+class _Strings:
+    """The bytes of a string table."""
+
+    def __init__(self) -> None:
+        self.data = bytearray(b"\0")
+        self._known: dict[str, int] = {"": 0}
+
+    def add(self, text: str) -> int:
+        if text not in self._known:
+            self._known[text] = len(self.data)
+            self.data += text.encode() + b"\0"
+        return self._known[text]
+
+
+def _target(insn: Instruction, slot: int) -> int | None:
+    """The slot of the function that the instruction in *slot* calls or takes the address of."""
+    if (insn.opcode == isa.OP_CALL and insn.src == CallKind.LOCAL) or (
+        insn.opcode == isa.LD_IMM64 and insn.src == Imm64.FUNC
+    ):
+        return slot + insn.imm + 1
+    return None
+
+
+def _has_layout(member: MapMember) -> bool:
+    return isinstance(member, Field) or isinstance(member, type)
