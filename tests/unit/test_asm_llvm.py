@@ -7,38 +7,20 @@ The bytes are in tests/data/llvm/expected.json; regenerate.py beside it says how
 from __future__ import annotations
 
 import json
-from pathlib import Path
-from typing import Any
 
 import pytest
 
-from pybpfasm import asm, layout, net
+from pybpfasm import asm, net
 from pybpfasm.asm import Asm
 from pybpfasm.instruction import encode
-from pybpfasm.kernel.context import SkBuff
-from pybpfasm.kernel.enums import Helper
-from pybpfasm.layout import ByteOrder, Bytes, Struct
+from pybpfasm.layout import ByteOrder
+from tests.unit.statements import DATA, instructions, namespace, sections
 
-DATA = Path(__file__).resolve().parents[1] / "data" / "llvm"
 EXPECTED = json.loads((DATA / "expected.json").read_text(encoding="utf-8"))
 ORDERS: tuple[tuple[ByteOrder, str], ...] = (("little", "bpfel"), ("big", "bpfeb"))
 
 
-class Key(Struct):
-    """The layout that ``key`` has in statements.txt."""
-
-    client = Bytes(16)
-    server = Bytes(16)
-    client_port = layout.Be16()
-    protocol = layout.U8()
-    family = layout.U8()
-
-
-STATEMENTS = [
-    line.split(" :: ")
-    for line in (DATA / "statements.txt").read_text(encoding="utf-8").splitlines()
-    if line and not line.startswith("#")
-]
+STATEMENTS = [row for rows in sections().values() for row in rows]
 BLOCKS = [
     (title, *rest.split("\n--\n"))
     for title, rest in (
@@ -47,44 +29,13 @@ BLOCKS = [
 ]
 
 
-def namespace(b: Asm) -> dict[str, Any]:
-    """What the statements of the data files name."""
-    names: dict[str, Any] = {name: getattr(asm, name) for name in asm.__all__}
-    return names | {
-        "b": b,
-        "ctx": SkBuff(b.r1),
-        "tcp": net.Tcp(b.r7),
-        "ip6": net.Ipv6(b.r7),
-        "key": b.stack(Key),
-        "Helper": Helper,
-        "U16": layout.U16,
-    }
-
-
-def assemble_statement(statement: str, byteorder: ByteOrder = "little") -> bytes:
-    """The bytes of *statement* alone; the label ``two_on`` is two slots behind it."""
-    b = Asm("statement", byteorder=byteorder)
-    names = namespace(b)
-    exec(compile(statement, "<statement>", "exec"), names)
-    written = len(b._body)
-    if b._terminated:
-        b.label("after")
-        b.If(b.r9 == 9).goto("after")  # so that what follows is reached
-    else:
-        b.r9 = 9
-    b.r9 = 9
-    b.label("two_on")
-    b.ret(0)
-    return encode(b.finish()[:written], byteorder)
-
-
 @pytest.mark.parametrize(("byteorder", "triple"), ORDERS)
 @pytest.mark.parametrize(("statement", "llvm"), STATEMENTS, ids=[row[0] for row in STATEMENTS])
 def test_statement_has_the_bytes_of_llvm(
     statement: str, llvm: str, byteorder: ByteOrder, triple: str
 ) -> None:
     """One statement of the language."""
-    assert assemble_statement(statement, byteorder).hex() == EXPECTED["statements"][llvm][triple]
+    assert encode(instructions(statement, byteorder), byteorder).hex() == EXPECTED["statements"][llvm][triple]
 
 
 @pytest.mark.parametrize(("byteorder", "triple"), ORDERS)

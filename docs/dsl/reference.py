@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only
+# ruff: noqa: E501  (rows of tables)
+"""Writes docs/dsl-reference.md from the statements that the tests hold against LLVM's assembler.
+
+Run ``python -m docs.dsl.reference``.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+from pybpfasm.listing import text
+from tests.unit.statements import instructions, sections
+
+PAGE: Final = Path(__file__).resolve().parents[1] / "dsl-reference.md"
+
+HEAD: Final = """\
+# Reference of the language
+
+What is written, what the kernel prints for it, and its opcode. Every row is assembled by the unit tests, most of them
+against the bytes of LLVM's assembler in both byte orders (`tests/data/llvm`); this page is written by
+`python -m docs.dsl.reference`, and a test fails when it is out of date.
+
+In the rows `ctx` is a `SkBuff` at r1 (`SkBuff(b.r1)`), `tcp` a `Tcp` and `ip6` an `Ipv6` at r7, `key` a structure of 36
+bytes on the stack (`b.stack(Key)`), `flows` and `stats` are `MapSpec`s, `checksum` is a `@subprogram`; the label `two_on`
+lies two slots behind. `b.rN` is a register of 64 bits, `b.wN` its lower 32; writing those clears the upper ones.
+"""
+
+# What LLVM has no words for, or encodes as a relocation.
+MORE: Final = {
+    "Addresses of maps and functions": (
+        "b.r1 = flows",
+        "b.r1 = stats.value_at(8)",
+        "b.r2 = checksum",
+        "b.call(checksum)",
+    ),
+    "Ordered loads and stores (Linux 6.15)": (
+        "b.u64[b.r1 + 8].load_acquire(b.r2)",
+        "b.u64[b.r1 + 8].store_release(b.r2)",
+    ),
+}
+
+TAIL: Final = """
+## Blocks
+
+| statement | is |
+|---|---|
+| `with b.If(condition):` | a block that runs where the condition holds |
+| `with b.Elif(condition):`, `with b.Else():` | directly after the block of an If or Elif |
+| `with b.While(condition) as loop:` | tested at the top, repeated; the verifier must see that it ends |
+| `with b.Loop() as loop:` | repeated until something leaves it |
+| `loop.leave()`, `loop.again()` | as Python's `break` and `continue` |
+| `b.If(condition).goto(loop.end)` | the same with a condition; `loop.start` as well |
+| `b.label("name")`, `b.goto("name")`, `b.If(condition).goto("name")` | places and jumps by name, or by a `Label()` |
+| `(b.r1 == 1) & (b.r2 == 2)`, <code>&#124;</code>, `~` | conditions joined and negated |
+
+## Places in memory
+
+| expression | is |
+|---|---|
+| `b.u8[…]` to `b.u64[…]` | memory at a register or at `b.rN + number` |
+| `Key(b.r7)`, `Key(b.r10 - 40)` | a view of a structure: its fields are memory |
+| `b.stack(Key)`, `b.stack_bytes(16)` | fresh stack, 8-byte aligned: a view, an address |
+| `view.field.signed` | the same memory, loaded with its sign |
+| `view.array[2]`, `view.array.u32(0)`, `view.array.at(1)` | an element, a word of an array of bytes, a view of an element |
+| `view.field.store(x)` | the same as `view.field = x`, for memory that has a Python name |
+"""
+
+
+def _row(statement: str) -> str:
+    written = instructions(statement)
+    shown = "<br>".join(f"`{text(insn)}`" for insn in written).replace("|", "&#124;")
+    opcodes = " ".join(f"{insn.opcode:02x}" for insn in written)
+    code = f"`{statement}`"
+    if "|" in statement:
+        code = f"<code>{statement}</code>".replace("|", "&#124;").replace("&=", "&amp;=")
+        shown = shown.replace("`", "")
+        shown = f"<code>{shown}</code>"
+    return f"| {code} | {shown} | {opcodes} |"
+
+
+def page() -> str:
+    """The text of docs/dsl-reference.md."""
+    out = [HEAD]
+    rows = {heading: [row[0] for row in found] for heading, found in sections().items()}
+    for heading, statements in (rows | MORE).items():
+        out += [f"## {heading}", "", "| statement | the kernel prints | opcode |", "|---|---|---|"]
+        out += [_row(statement) for statement in statements]
+        out.append("")
+    return "\n".join(out).rstrip() + "\n" + TAIL
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")
