@@ -21,6 +21,7 @@ import functools
 import os
 import re
 import signal
+import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -48,6 +49,7 @@ from loader.objects import (
 from loader.plan import Plan, Request
 from loader.sys import libc
 from programs.settings import Mark, Ports, Settings
+from pybpfasm.errors import PybpfasmError
 from pybpfasm.kernel.enums import AttachType, MapType
 from pybpfasm.layout import U8, U16, U32, U64, ByteOrder, Bytes, Record, Struct
 from pybpfasm.maps import MapSpec
@@ -279,8 +281,8 @@ def _flock(directory: Path, deadline: float) -> int:
 def _tidy(fs: BpfFs) -> None:
     """Remove staging directories: whoever made one held the lock, so it is dead.
 
-    Links in it end with their last pin. Filters have no pin: one that the published instance does not claim
-    is removed here.
+    What is attached there goes now, unless the published instance has it too: a link ends with its last pin
+    only after a while, and a filter has no pin.
     """
     for directory in sorted(fs.base.glob("staging-*")):
         name = re.sub(r"staging-\d+-\d+-", "", directory.name)
@@ -288,11 +290,16 @@ def _tidy(fs: BpfFs) -> None:
             staged = stack.enter_context(Instance(directory, name))
             published = fs.path(name)
             live = stack.enter_context(Instance(published)) if published.is_dir() else None
-            claimed = set() if live is None else {one.identity() for one in live.holders.values()}
+            claimed = set() if live is None else {_claim(one) for one in live.holders.values()}
             for holder in staged.holders.values():
-                if isinstance(holder, FilterHolder) and holder.identity() not in claimed:
+                if _claim(holder) not in claimed:
                     holder.remove()
         remove_tree(directory)
+
+
+def _claim(holder: Holder) -> tuple[object, ...]:
+    """What tells whether two holders, of two directories, are the same thing in the kernel."""
+    return (holder.link.id,) if holder.link is not None else holder.identity()
 
 
 def _leave(fs: BpfFs) -> None:
@@ -403,12 +410,16 @@ class Instance:
             with Map.from_pin(self.path / "interfaces", _state_map("interfaces", InterfaceValue, 1)) as found:
                 self.interfaces = tuple(found.values())
             self.mode = modes.get(value.mode)
-        except (LoaderError, OSError) as error:
-            if isinstance(error, CapabilityError):
-                raise
-            return
-        self.value = value
-        self.settings = Settings(
+            settings = self._settings_of(value, ranges)
+        except CapabilityError:
+            raise
+        except (LoaderError, PybpfasmError, OSError, ValueError):
+            return  # damaged, or of another version
+        self.value, self.settings = value, settings
+
+    @staticmethod
+    def _settings_of(value: Record, ranges: tuple[tuple[int, int], ...]) -> Settings:
+        return Settings(
             ports=Ports.of(ranges),
             envoy_port=value.envoy_port,
             mark=Mark(value.mark, value.mark_mask),
@@ -576,8 +587,9 @@ def _up(plan: Plan, session: _Session, clock: Clock) -> Result:
         for name, program in programs.items():
             staging.pin(program, f"programs/{name}")
         obsolete = {} if before is None else {k: h for k, h in before.holders.items() if h.identity()[1]}
-        undo = stack.enter_context(ExitStack())
-        holders = _attach(plan, session, before, maps, programs, stack, undo)
+        owned = stack.enter_context(ExitStack())
+        undo = stack.enter_context(ExitStack())  # unwinds first: what it takes off is still open
+        holders = _attach(plan, session, before, maps, programs, owned, undo)
         clock("attach")
         if kept and before is not None:
             for key in (before.holders.keys() - holders.keys()) & _lingering(before):
@@ -824,28 +836,31 @@ def _attach_new(
     stack: ExitStack,
     undo: ExitStack,
 ) -> Holder:
+    holder: Holder
     if hook.interface is not None:
         index = hook.interface.index
         with plan.netns.entered():
             if plan.tcx:
                 # First in the chain: one before it that ends the chain would let traffic past the proxy.
                 link = Link.tcx(program, index, hook.attach_type, first=True)
-                return LinkHolder(stack.enter_context(link))
-            made = _makes_qdisc(plan, before, hook.interface)
-            name = plan.request.name
-            filter_ = FilterHolder.create(program, index, hook.attach_type, name, plan.netns, made)
-            undo.callback(filter_.remove)
-            return filter_
-    if hook.target is Target.CGROUP:
-        return LinkHolder(stack.enter_context(Link.cgroup(program, plan.cgroup.fd, hook.attach_type)))
-    if hook.target is Target.MAP:
-        on_map = attach_to_sockmap(program, maps[hook.map or ""], hook.attach_type)
+                holder = LinkHolder(stack.enter_context(link))
+            else:
+                made = _makes_qdisc(plan, before, hook.interface)
+                name = plan.request.name
+                holder = FilterHolder.create(program, index, hook.attach_type, name, plan.netns, made)
+    elif hook.target is Target.CGROUP:
+        holder = LinkHolder(stack.enter_context(Link.cgroup(program, plan.cgroup.fd, hook.attach_type)))
+    elif hook.target is Target.MAP:
+        target = maps[hook.map or ""]
+        on_map = attach_to_sockmap(program, target, hook.attach_type)
         if on_map is not None:
-            return LinkHolder(stack.enter_context(on_map))
-        direct = DirectHolder(maps[hook.map or ""], program, hook.attach_type)
-        undo.callback(direct.remove)
-        return direct
-    raise AttachError(f"hooks on a {hook.target.value} are not known here")
+            holder = LinkHolder(stack.enter_context(on_map))
+        else:
+            holder = DirectHolder(target, program, hook.attach_type)
+    else:
+        raise AttachError(f"hooks on a {hook.target.value} are not known here")
+    undo.callback(holder.remove)
+    return holder
 
 
 # --- down ---------------------------------------------------------------------------------------------------
@@ -859,10 +874,12 @@ def _rank(key: str) -> int:
     return next((rank for rank, start in enumerate(_ORDER) if key.startswith(start)), len(_ORDER))
 
 
-def down(name: str, path: str | None = None, *, drain: float = 0.0) -> Result:
+def down(name: str, path: str | None = None) -> Result:
     """Remove the instance of that name, in whatever state it is. ``changed`` is false if there is none.
 
-    ``drain`` is the seam for ending gently: nothing uses it yet.
+    Connections that go through Envoy break. A gentle end belongs between the two lines that find the instance
+    and dismantle it: programs that take no new connection, put there by `Holder.put`, until
+    `Mode.connections` is 0 or a deadline has come.
     """
     bpffs.check_name(name)
     missing = planning.missing_capabilities(("CAP_BPF", "CAP_NET_ADMIN"))
@@ -882,6 +899,8 @@ def _dismantle(directory: Path) -> list[str]:
     with Instance(directory) as instance:
         for key in sorted(instance.holders, key=_rank):
             instance.holders[key].remove()
+        if not instance.complete:
+            _remove_orphans(instance.name)
         lost = [one.name for one in instance.interfaces if one.method == "clsact" and instance.netns is None]
     remove_tree(directory)
     if lost:
@@ -890,6 +909,15 @@ def _dismantle(directory: Path) -> list[str]:
             "case the filters there stay"
         ]
     return []
+
+
+def _remove_orphans(name: str) -> None:
+    """Remove the filters of an instance that cannot say any more where they are, in this namespace."""
+    for index, _ in socket.if_nameindex():
+        if has_clsact(index):
+            with NetNs.current() as netns:
+                for attach_type in (AttachType.TCX_INGRESS, AttachType.TCX_EGRESS):
+                    FilterHolder.of(index, attach_type, name, netns, made_qdisc=False).remove()
 
 
 def _namespace_of(instance: Instance) -> NetNs | None:

@@ -171,8 +171,8 @@ def _interfaces(names: Iterable[str]) -> tuple[Interface, ...]:
         one = interface(name)
         if one.link_type_name.startswith("type "):
             raise UsageError(
-                f"interface {name!r} has link layer {one.link_type_name} (ARPHRD_*), of which it is not known "
-                "where its packets begin",
+                f"interface {name!r} has link layer {one.link_type_name} (ARPHRD_*): it is not known where "
+                "its packets begin",
                 hint="name an Ethernet, loopback or IP tunnel interface",
             )
         found.setdefault(one.index, one)

@@ -203,7 +203,7 @@ def render(status: Mapping[str, Any], console: Console | None = None) -> None:
             hook["hook"],
             hook_place(hook),
             hook["method"],
-            f"{program['name']} {program['id']} {program['tag']}" if program else "",
+            f"{program['name']} {program['id']}" if program else "",
             str(runs) if runs else "",
             f"{program['run_time_ns'] / runs:.0f}" if program and runs else "",
             "[green]attached[/green]" if hook["attached"] else "[red]not attached[/red]",

@@ -13,9 +13,10 @@ from typing import Any
 
 import pytest
 
-from loader import objects
+from loader import netns, objects, tc_clsact
 from loader.cgroup import Cgroup
 from loader.objects import Link, Map, Program, prog_query
+from loader.playground import Namespace
 from pybpfasm.asm import Asm
 from pybpfasm.kernel.context import SkBuff
 from pybpfasm.kernel.enums import AttachType, TcxAction
@@ -574,4 +575,45 @@ def test_two_instances_on_two_interfaces(site: Site) -> None:
     site.down("--name", "a")
     assert site.status("--name", "b")["drift"] == []
     site.down("--name", "b")
+    assert site.pins() == []
+
+
+def test_a_namespace_that_goes_takes_the_hooks_along(site: Site, method: str) -> None:
+    there = Namespace("gone")
+    path = f"/proc/self/fd/{there.netns.fd}"
+    site.up("--netns", path)
+    assert site.status()["drift"] == []
+    assert prog_query(1, INGRESS).entries == (), "not in this namespace"
+    with there.enter():
+        assert len(prog_query(1, INGRESS).entries) == (1 if method == "tcx" else 0)
+    there.close()
+    deadline = time.monotonic() + 5
+    while not any("namespace" in line for line in site.status()["drift"]) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert any("is gone, or hidden" in line for line in site.status()["drift"])
+    site.down()
+    assert site.pins() == []
+
+
+def test_filters_of_a_damaged_instance_are_found(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYBPFASM_ATTACH", "clsact")
+    site.up()
+    (site.fs.path("default") / "settings").unlink()
+    outcome = site.run("up", "--iface", "lo", "--ports", "8000")
+    assert outcome.status == 1
+    assert "take that instance down first" in outcome.err
+    site.down()
+    assert filters_of(1) == []
+
+
+def filters_of(ifindex: int) -> list[str]:
+    """The names of the filters of an interface."""
+    return [f.name for kind in (INGRESS, EGRESS) for f in tc_clsact.filters(ifindex, kind)]
+
+
+def test_a_link_layer_that_is_not_known(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(netns, "_link_type", lambda name: 803)  # ARPHRD_IEEE80211_RADIOTAP
+    outcome = site.run("up", "--iface", "lo", "--ports", "8000")
+    assert outcome.status == 2
+    assert "interface 'lo' has link layer type 803" in outcome.err
     assert site.pins() == []

@@ -154,15 +154,17 @@ def test_a_signal_takes_everything_back(site: Site, method: str, signum: signal.
 
 
 def test_a_signal_is_said(site: Site) -> None:
-    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    came: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: came.append(number))
     try:
         with tapped(Tap(30, send(signal.SIGTERM))):
             outcome = site.run(*UP)
     finally:
         signal.signal(signal.SIGTERM, before)
-    assert outcome.status in (0, 128 + signal.SIGTERM)
-    if outcome.status:
-        assert outcome.err.startswith("error: interrupted by SIGTERM: nothing was changed\n")
+    assert outcome.status == 128 + signal.SIGTERM
+    assert outcome.err == "error: interrupted by SIGTERM: nothing was changed\n  run it again\n"
+    assert came == [], "it has done its work"
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) & {signal.SIGTERM, signal.SIGINT} == set()
 
 
 @pytest.mark.parametrize("first", [True, False], ids=["first", "change"])
