@@ -125,8 +125,8 @@ class Instruction:
 
 
 def _blame(insn: Instruction, forms: tuple[Form, ...]) -> str:
-    """What is wrong with an instruction that has none of its opcode's *forms*: the fields that the closest one
-    refuses, a register rather than the number that tells the forms apart."""
+    """What is wrong with an instruction that has none of its opcode's *forms*: the fields that the closest
+    one refuses, a register rather than the number that tells the forms apart."""
     refused: dict[tuple[str, ...], list[Form]] = {}
     for form in forms:
         fields = tuple(name for name in _FIELDS if getattr(insn, name) not in getattr(form, name))

@@ -98,7 +98,7 @@ def test_check_target_points_at_the_python_line() -> None:
     @sched_cls(AttachType.TCX_INGRESS)
     def program(b: Asm, ctx: SkBuff) -> None:
         b.r1 = 1
-        with b.If(b.r1 < 5):  # the line
+        with b.If(b.r1 >= 5):  # the line
             b.r0 = 0
         b.r0 = 0
         b.exit()
