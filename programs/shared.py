@@ -97,10 +97,16 @@ class SocketKey(Struct, kernel_name="socket_key"):
 
 
 class SocketState(Struct, kernel_name="socket_state"):
-    """What is remembered of an enrolled socket; ``native`` is 1 once a message of it has gone through the
-    stack."""
+    """What is remembered of an enrolled socket: 16 bytes.
+
+    ``native`` is 1 once a message of it has gone through the stack, ``paired`` 1 once the other end is known to
+    be enrolled as well. ``incarnation`` is the sequence number that follows the SYN-ACK's: it tells the
+    connection from an earlier one that had the same addresses and ports.
+    """
 
     native = U32()
+    paired = U32()
+    incarnation = U32()
     pad = U32()
 
 
@@ -201,7 +207,9 @@ def maps(settings: Settings) -> Maps:
         ),
         counters=MapSpec("pba_counters", MapType.PERCPU_ARRAY, U32(), Counters, 1),
         sockets=MapSpec("pba_sockets", MapType.SOCKHASH, SocketKey, 8, settings.socket_capacity),
-        # An evicted entry only means that a connection is not accelerated, so LRU is safe here.
+        # Notes from one end of a connection to the other, under the key of the one that is to read it: "I am
+        # enrolled", with the connection's incarnation. An evicted one only means that a connection is not
+        # accelerated, so LRU is safe here.
         pending=MapSpec("pba_pending", MapType.LRU_HASH, SocketKey, U32(), 4096),
         socket_state=MapSpec(
             "pba_sock_state", MapType.SK_STORAGE, U32(), SocketState, 0, flags=BPF_F_NO_PREALLOC

@@ -7,14 +7,14 @@ from programs.settings import Settings
 from programs.shared import Counters, SocketKey, SocketState, count, find_counters, maps
 from programs.socket import fill_socket_key
 from pybpfasm.asm import Asm
-from pybpfasm.kernel.context import SkMsgMd
-from pybpfasm.kernel.enums import BPF_F_INGRESS, Helper, SkAction
+from pybpfasm.kernel.context import BpfSock, SkMsgMd
+from pybpfasm.kernel.enums import BPF_F_INGRESS, Helper, SkAction, TcpState
 from pybpfasm.program import sk_msg as sk_msg_program
 
 
 @sk_msg_program(name="pba_sk_msg")
 def sk_msg(b: Asm, ctx: SkMsgMd, settings: Settings) -> None:
-    """Redirect the message to the peer where that is enrolled, and pass it in any case.
+    """Redirect the message to the peer where that is certainly enrolled, and pass it in any case.
 
     A receiver reads redirected bytes before those that came through the stack. So a socket that has once sent
     through the stack never redirects again, or its later bytes could overtake the earlier ones.
@@ -25,7 +25,8 @@ def sk_msg(b: Asm, ctx: SkMsgMd, settings: Settings) -> None:
     b.r6 = ctx
     ctx = SkMsgMd(b.r6)
     b.r1 = maps(settings).socket_state
-    b.r2 = ctx.sk
+    b.r8 = ctx.sk
+    b.r2 = b.r8
     b.r3 = 0
     b.r4 = 0
     b.call(Helper.sk_storage_get)
@@ -35,6 +36,26 @@ def sk_msg(b: Asm, ctx: SkMsgMd, settings: Settings) -> None:
     find_counters(b, settings, b.r9, "pass")
     b.r2 = state.native
     b.If(b.r2 != 0).goto("native")
+
+    # When the connection has ended, a new one with the same addresses and ports may have the peer's key.
+    b.r2 = BpfSock(b.r8).state
+    b.If((b.r2 != TcpState.ESTABLISHED) & (b.r2 != TcpState.CLOSE_WAIT)).goto("no_peer")
+
+    b.r2 = state.paired
+    with b.If(b.r2 == 0):
+        # The first message of Envoy's end: has the application's end of this very connection left its note?
+        fill_socket_key(b, ctx, settings, key, reverse=False, other="no_peer")
+        b.r1 = maps(settings).pending
+        b.lea(b.r2, key)
+        b.call(Helper.map_lookup_elem)
+        b.If(b.r0 == 0).goto("no_peer")
+        b.r2 = b.u32[b.r0]
+        b.r3 = state.incarnation
+        b.If(b.w2 != b.w3).goto("no_peer")
+        state.paired = 1
+        b.r1 = maps(settings).pending
+        b.lea(b.r2, key)
+        b.call(Helper.map_delete_elem)
 
     fill_socket_key(b, ctx, settings, key, reverse=True, other="native")
     b.r1 = ctx

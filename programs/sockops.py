@@ -2,9 +2,12 @@
 """Sockops: enrol both ends of a connection from Envoy to the application, before any payload.
 
 Envoy's end comes first: it is established when the SYN-ACK arrives, the application's when the ACK of that
-does. It leaves a note for the application's end, which enrols only where it finds one. So the pair is
-complete or, where the application's end is out of reach, Envoy's end alone is enrolled, finds no peer with
-its first message, and stays native.
+does. It leaves a note for the application's end, which enrols only where it finds one, and leaves one in return.
+So the pair is complete or, where the application's end is out of reach, Envoy's end alone is enrolled, finds no
+note with its first message, and stays native.
+
+The notes bear the connection's incarnation. To find a socket under the peer's key is not enough: a program that
+is slow to close keeps a dead socket in the sockhash, while a new connection has its addresses and ports already.
 """
 
 from __future__ import annotations
@@ -12,9 +15,18 @@ from __future__ import annotations
 from typing import Final
 
 from programs.settings import Settings
-from programs.shared import Counters, SocketKey, count, find_counters, maps, match_ports, only_own_netns
+from programs.shared import (
+    Counters,
+    SocketKey,
+    SocketState,
+    count,
+    find_counters,
+    maps,
+    match_ports,
+    only_own_netns,
+)
 from programs.socket import fill_socket_key
-from pybpfasm.asm import Asm, Label, be32
+from pybpfasm.asm import Asm, Label, Mem, be32
 from pybpfasm.kernel.context import BpfSock, SockOps
 from pybpfasm.kernel.enums import (
     BPF_ANY,
@@ -60,12 +72,16 @@ def sockops(b: Asm, ctx: SockOps, settings: Settings) -> None:
     b.lea(b.r2, key)
     b.call(Helper.map_lookup_elem)
     b.If(b.r0 == 0).goto("peer_not_enrolled")
+    b.r8 = b.u32[b.r0]
     b.r1 = maps(settings).pending
     b.lea(b.r2, key)
     b.call(Helper.map_delete_elem)
-    enrol(b, ctx, settings, key)
+    b.r2 = ctx.snd_nxt
+    b.If(b.w8 != b.w2).goto("peer_not_enrolled")  # a note of an earlier connection that nobody has read
+    note.store(b.r8)
+    enrol(b, ctx, settings, key, note, paired=1)
     count(b, counters.enrolled_passive)
-    b.ret(DONE)
+    b.goto("tell_peer")
 
     b.label("active")
     b.r2 = ctx.remote_port
@@ -86,10 +102,13 @@ def sockops(b: Asm, ctx: SockOps, settings: Settings) -> None:
     # Data that left with the SYN (TCP Fast Open) waits natively at the other end, and must not be overtaken.
     b.r2 = ctx.data_segs_out
     b.If(b.r2 != 0).goto("data_before_enrolment")
-    enrol(b, ctx, settings, key)
+    b.r2 = ctx.rcv_nxt
+    note.store(b.r2)
+    enrol(b, ctx, settings, key, note, paired=0)
     count(b, counters.enrolled_active)
+
+    b.label("tell_peer")
     fill_socket_key(b, ctx, settings, key, reverse=True, other="done")
-    note.store(1)
     b.r1 = maps(settings).pending
     b.lea(b.r2, key)
     b.r3 = b.r10
@@ -133,7 +152,7 @@ def both_here(b: Asm, key: SocketKey, elsewhere: str) -> None:
     b.label(here)
 
 
-def enrol(b: Asm, ctx: SockOps, settings: Settings, key: SocketKey) -> None:
+def enrol(b: Asm, ctx: SockOps, settings: Settings, key: SocketKey, incarnation: Mem, *, paired: int) -> None:
     """Put the context's socket into the sockhash, with its state beside it.
 
     Never over another socket (BPF_NOEXIST): that one may hold bytes that nobody has read. The state comes
@@ -148,6 +167,10 @@ def enrol(b: Asm, ctx: SockOps, settings: Settings, key: SocketKey) -> None:
     b.r4 = BPF_SK_STORAGE_GET_F_CREATE
     b.call(Helper.sk_storage_get)
     b.If(b.r0 == 0).goto("failed")
+    state = SocketState(b.r0)
+    b.r2 = incarnation
+    state.incarnation = b.r2
+    state.paired = paired
     b.r1 = ctx
     b.r2 = maps(settings).sockets
     b.lea(b.r3, key)
