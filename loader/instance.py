@@ -432,6 +432,7 @@ class Instance:
             timers=bool(value.timers),
             coarse_clock=bool(value.coarse_clock),
             netns_cookie=bool(value.with_netns_cookie),
+            netns=value.netns_cookie,
         )
 
     @property
