@@ -123,7 +123,9 @@ class _Spec:
         btf = relocation.local
         spec = cls(btf, relocation.type_id)
         parts = relocation.access.split(":")
-        if len(parts) > _MAX_SPEC or not all(part.isascii() and part.isdigit() and len(part) < 10 for part in parts):
+        if len(parts) > _MAX_SPEC or not all(
+            part.isascii() and part.isdigit() and len(part) < 10 for part in parts
+        ):
             raise CoreError(f"access {relocation.access[:80]!r} is no list of numbers with colons")
         steps = [int(part) for part in parts]
         t = btf.resolve(relocation.type_id)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import bisect
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final, NoReturn, TypeVar
 
@@ -124,9 +124,7 @@ class ObjectProgram(ProgramSpec):
         debug: tuple[bytes, list[FuncInfo], list[LineInfo]] | None,
         source: Btf | None,
     ) -> None:
-        super().__init__(
-            name, type, attach_type, license, instructions, functions, byteorder, prog_flags
-        )
+        super().__init__(name, type, attach_type, license, instructions, functions, byteorder, prog_flags)
         self.symbol = symbol
         self.section = section
         self._source = source
@@ -146,7 +144,9 @@ class ObjectProgram(ProgramSpec):
     def unresolved(self) -> tuple[CoreRelocation | Extern, ...]:
         """What of the program depends on the kernel's types."""
         return tuple(
-            insn.reference for insn in self.instructions if isinstance(insn.reference, (CoreRelocation, Extern))
+            insn.reference
+            for insn in self.instructions
+            if isinstance(insn.reference, (CoreRelocation, Extern))
         )
 
     def code(self, map_fds: Mapping[str, int] | None = None) -> bytes:
@@ -166,11 +166,11 @@ class ObjectProgram(ProgramSpec):
             return None
         line = self._lines[index]
         try:
-            filename, text = self._source._shown(line.file_name_off), self._source._shown(line.line_off)
+            filename, text = (_plain(self._source, o) for o in (line.file_name_off, line.line_off))
         except BtfError:
             return None
         return SourceLocation(
-            filename.rsplit("/", 1)[-1], line.line, self.function_at(slot).name, text.strip(), filename
+            filename.removeprefix("./"), line.line, self.function_at(slot).name, text, filename
         )
 
     def resolve(self, target: Btf | CoreResolver) -> ObjectProgram:
@@ -226,6 +226,12 @@ class ObjectProgram(ProgramSpec):
         if wide:
             return replace(insn, src=Imm64.BTF_ID, imm=found.id, imm_high=0, reference=None)
         return replace(insn, src=CallKind.KFUNC, offset=0, imm=found.id, reference=None)
+
+
+def _plain(btf: Btf, offset: int) -> str:
+    """A string of a line record on one printable line."""
+    text = btf.string(offset).strip().replace("\t", " ")
+    return text if text.isprintable() else "".join(c if c.isprintable() else "\ufffd" for c in text)
 
 
 def _shown(one: CoreRelocation | Extern) -> str:
@@ -364,21 +370,22 @@ class _Reader:
 
     def _layout(self, btf: Btf) -> Callable[[BtfType], Layout | None]:
         """Sizes and offsets of data sections, which clang leaves to whoever reads the object."""
-        places = {
-            (self.raw.sections[s.section].name, s.name): s
-            for s in self.raw.symbols
-            if 0 < s.section < len(self.raw.sections) and s.bind != STB_LOCAL
-        }
+        types = self.raw.by_name(".BTF")
+        assert types is not None
+        relocations = {relocation.offset: relocation.symbol for relocation in types.relocations}
 
         def layout(t: BtfType) -> Layout | None:
             section = self.raw.by_name(t.name)
             if section is None:
                 return None
             entries = []
-            for entry in t.entries:
-                var = btf.type(entry.type_id)
-                place = places.get((t.name, var.name))
-                offset = entry.offset if place is None else place.value
+            for index, entry in enumerate(t.entries):
+                offset = entry.offset
+                symbol = relocations.get(btf._data_start + 4 * (t._at + 3 + 3 * index + 1))
+                if symbol is not None:
+                    if symbol.section != section.index:
+                        continue  # clang moves small constants to .rodata.cst16, and does not say so here
+                    offset += symbol.value
                 entries.append((entry.type_id, offset, entry.size))
             entries.sort(key=lambda entry: entry[1])
             end = 0
@@ -419,7 +426,7 @@ class _Reader:
         old = self.raw.by_name("maps")
         if old is not None and old.size:
             raise ElfError(
-                "maps are defined in the old form, which has no types; define them in SEC(\".maps\")",
+                'maps are defined in the old form, which has no types; define them in SEC(".maps")',
                 section="maps",
                 offset=0,
             )
@@ -499,7 +506,9 @@ class _Reader:
         section = self.raw.by_name(".maps")
         if section is None or not section.relocations:
             return
-        starts = sorted((offset, spec) for (index, offset), spec in self.map_at.items() if index == section.index)
+        starts = sorted(
+            (offset, spec) for (index, offset), spec in self.map_at.items() if index == section.index
+        )
         initial: dict[str, list[tuple[int, str]]] = {}
         for relocation in section.relocations:
             index = bisect.bisect_right(starts, relocation.offset, key=lambda start: start[0]) - 1
@@ -511,7 +520,9 @@ class _Reader:
             entry, rest = divmod(relocation.offset - start - definition.size, 8)
             if entry < 0 or rest:
                 raise ElfError(
-                    f"a value of map {spec.symbol!r} is at no entry", section=".maps", offset=relocation.offset
+                    f"a value of map {spec.symbol!r} is at no entry",
+                    section=".maps",
+                    offset=relocation.offset,
                 )
             target = self.map_at.get((relocation.symbol.section, relocation.symbol.value))
             if target is None and relocation.symbol.type != STT_FUNC:
@@ -559,7 +570,9 @@ class _Reader:
                     code.instructions = decode(section.data[code.start : code.stop], self.raw.byteorder)
                 except PybpfasmError as error:
                     raise ElfError(
-                        f"function {code.name!r}: {error} of the function", section=section.name, offset=code.start
+                        f"function {code.name!r}: {error} of the function",
+                        section=section.name,
+                        offset=code.start,
                     ) from None
                 self.budget += 16 * len(code.instructions)
 
@@ -649,7 +662,9 @@ class _Reader:
         elif symbol.section in self.code:
             callee = self._function_at(symbol.section, symbol.value + insn.imm)
             if callee is None:
-                raise error(f"an address in section {self.raw.sections[symbol.section].name} is of no function")
+                raise error(
+                    f"an address in section {self.raw.sections[symbol.section].name} is of no function"
+                )
             code.calls.append((slot, callee))
             code.references[slot] = callee
         elif symbol.section in self.data:

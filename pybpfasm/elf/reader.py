@@ -198,7 +198,9 @@ def _check_symbols(
     data: bytes, section: Section, sections: list[Section], headers: list[tuple[int, ...]], end: str
 ) -> None:
     if headers[section.index][9] != SYM_SIZE or section.size % SYM_SIZE:
-        raise ElfError(f"symbols are entries of {SYM_SIZE} bytes", section=section.name, offset=section.offset)
+        raise ElfError(
+            f"symbols are entries of {SYM_SIZE} bytes", section=section.name, offset=section.offset
+        )
     if section.link >= len(sections) or sections[section.link].type != SHT_STRTAB:
         raise ElfError(f"section {section.link} is no string table", section=section.name)
     strings = sections[section.link]

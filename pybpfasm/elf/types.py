@@ -7,7 +7,15 @@ import struct
 from collections.abc import Callable, Collection, Iterable, Mapping
 
 from pybpfasm.btf import Btf, BtfBuilder, BtfError, BtfType, Kind
-from pybpfasm.btf.format import ELEMENT_WORDS, FIXED_WORDS, HEADER_LEN, MAGIC, REFERENCES, VERSION, struct_order
+from pybpfasm.btf.format import (
+    ELEMENT_WORDS,
+    FIXED_WORDS,
+    HEADER_LEN,
+    MAGIC,
+    REFERENCES,
+    VERSION,
+    struct_order,
+)
 
 # For each kind with elements: which of an element's words is a name, and which a type.
 _NAMED_ELEMENTS = frozenset({Kind.STRUCT, Kind.UNION, Kind.ENUM, Kind.ENUM64, Kind.FUNC_PROTO})
@@ -157,14 +165,12 @@ class TypeTable(BtfBuilder):
 Layout = tuple[int, list[tuple[int, int, int]]]
 
 
-def for_kernel(
-    btf: Btf, layout: Callable[[BtfType], Layout | None], hidden: Collection[str] = ()
-) -> bytes:
+def for_kernel(btf: Btf, layout: Callable[[BtfType], Layout | None], hidden: Collection[str] = ()) -> bytes:
     """The BTF of an object file as ``BPF_BTF_LOAD`` takes it; ids and string offsets stay.
 
     *layout* gives the size and the entries of a data section, which compilers leave open, or ``None`` where
     the file has no such section: that is one of externs, which no kernel takes, and becomes an empty
-    structure. External functions become global ones, external variables too; functions in *hidden* become
+    structure. External functions become typedefs, external variables plain ones; functions in *hidden* become
     static, so that the verifier looks into them where they are called. Raises `BtfError`.
     """
     end = struct_order(btf.byteorder)
@@ -180,15 +186,15 @@ def for_kernel(
                 third, entries = found
                 words = [word for entry in entries for word in entry]
                 info = len(entries) | Kind.DATASEC << 24
-        elif t.kind == Kind.FUNC and (t.vlen > 1 or t.name in hidden):
-            info = (t.name not in hidden) | Kind.FUNC << 24
+        elif t.kind == Kind.FUNC and t.vlen > 1:
+            info = Kind.TYPEDEF << 24
+        elif t.kind == Kind.FUNC and t.name in hidden:
+            info = Kind.FUNC << 24
         elif t.kind == Kind.VAR and words[0] > 1:
             words = [1]
         out += struct.pack(f"{end}{3 + len(words)}I", name, info, third, *words)
     strings = btf._strings
     if len(out) > 1 << 24:
         raise BtfError(f"the BTF types take {len(out)} bytes, more than the kernel loads")
-    header = struct.pack(
-        f"{end}HBBIIIII", MAGIC, VERSION, 0, HEADER_LEN, 0, len(out), len(out), len(strings)
-    )
+    header = struct.pack(f"{end}HBBIIIII", MAGIC, VERSION, 0, HEADER_LEN, 0, len(out), len(out), len(strings))
     return header + bytes(out) + strings

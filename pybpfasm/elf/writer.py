@@ -310,9 +310,7 @@ class _Writer:
                         "where no function begins"
                     )
                 place = bodies[starts.index(target)].offset
-                section.relocations.append(
-                    (at, "section .text", R_BPF_64_64 if insn.wide else R_BPF_64_32)
-                )
+                section.relocations.append((at, "section .text", R_BPF_64_64 if insn.wide else R_BPF_64_32))
                 if insn.wide:
                     insn = Instruction(insn.opcode, insn.dst, 0, 0, place * SLOT_SIZE)
                 else:
@@ -423,9 +421,7 @@ class _Writer:
                 section.relocations.append((at + size + 8 * index, names[name], R_BPF_64_64))
             size += 8 * max((index + 1 for index, _ in initial), default=0)
             entries.append((self.types.add_var(spec.name, type_id), at, size))
-            self.symbols[f"map {spec.name}"] = _Symbol(
-                spec.name, section, at, size, STB_GLOBAL, STT_OBJECT
-            )
+            self.symbols[f"map {spec.name}"] = _Symbol(spec.name, section, at, size, STB_GLOBAL, STT_OBJECT)
             at += size
         section.data = bytes(at)
         self.types.add_datasec(".maps", at, entries)
@@ -626,7 +622,9 @@ class _Debug:
         for line, file, text in self.texts:
             if start <= line.insn_off < stop:
                 ext.line_info.setdefault(body.section, []).append(
-                    LineInfo((line.insn_off + shift) * SLOT_SIZE, string(file), string(text), line.line, line.col)
+                    LineInfo(
+                        (line.insn_off + shift) * SLOT_SIZE, string(file), string(text), line.line, line.col
+                    )
                 )
 
 

@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only
+"""Loads the programs and maps of an ELF object.
+
+with load(Path("filter.o").read_bytes()) as loaded:
+    loaded.programs["count"].test_run(packet)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Final, Self
+
+from loader.errors import UsageError
+from loader.objects import Map, Program
+from pybpfasm.elf import ObjectFile, ObjectProgram, read_object
+from pybpfasm.kernel.enums import BPF_F_RDONLY_PROG, MapType
+
+if TYPE_CHECKING:
+    from pybpfasm.btf import Btf
+    from pybpfasm.maps import MapSpec
+
+__all__ = ["LoadedObject", "create_map", "kernel_types", "load"]
+
+VMLINUX: Final = Path("/sys/kernel/btf/vmlinux")
+
+
+def kernel_types() -> Btf:
+    """The running kernel's own BTF; raises `UsageError` where the kernel was built without it."""
+    from pybpfasm.btf import Btf
+
+    try:
+        return Btf.parse(VMLINUX.read_bytes())
+    except OSError as error:
+        raise UsageError(
+            f"this kernel shows no types of its own: {error}",
+            hint="CO-RE and kernel functions need a kernel with CONFIG_DEBUG_INFO_BTF=y",
+        ) from None
+
+
+def create_map(spec: MapSpec, *, inner: Map | None = None) -> Map:
+    """Create the map, with its contents; those of read-only data can't be changed any more."""
+    made = Map.create(spec, inner=inner)
+    try:
+        if spec.contents is not None:
+            made.update(
+                0 if spec.key is not None and not isinstance(spec.key, int) else bytes(4), spec.contents
+            )
+        if spec.contents is not None and spec.flags & BPF_F_RDONLY_PROG:
+            made.freeze()
+    except BaseException:
+        made.close()
+        raise
+    return made
+
+
+class LoadedObject:
+    """The programs and maps of an object, in the kernel, by their names in the object.
+
+    Owns them: `close`, or the end of a ``with`` block, gives them up.
+    """
+
+    def __init__(self, source: ObjectFile) -> None:
+        self.source = source
+        self.programs: dict[str, Program] = {}
+        self.maps: dict[str, Map] = {}
+        self._stack = ExitStack()
+
+    def close(self) -> None:
+        """Close all descriptors."""
+        self._stack.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def load(
+    data: bytes | ObjectFile,
+    *,
+    programs: Iterable[str] | None = None,
+    maps: Mapping[str, Map] | None = None,
+    types: Btf | None = None,
+) -> LoadedObject:
+    """Load an object, or those of its programs that are named.
+
+    *maps* are used instead of those that the object defines. *types* is the kernel's BTF (default: the running
+    one's, read only if a program asks for it). Raises `ElfError`, `CoreError` and the errors of
+    `Map.create` and `Program.load`.
+    """
+    source = data if isinstance(data, ObjectFile) else read_object(data)
+    chosen = {name: source.program(name) for name in (source.programs if programs is None else programs)}
+    if any(program.unresolved for program in chosen.values()):
+        from pybpfasm.core import CoreResolver
+
+        resolver = CoreResolver(kernel_types() if types is None else types)
+        chosen = {name: program.resolve(resolver) for name, program in chosen.items()}
+    loaded = LoadedObject(source)
+    given = dict(maps or {})
+    try:
+        for name, spec in source.maps.items():
+            if name in given:
+                loaded.maps[name] = given[name]
+            else:
+                loaded.maps[name] = loaded._stack.enter_context(create_map(spec))
+        for name, program in chosen.items():
+            loaded.programs[name] = loaded._stack.enter_context(_load(program, loaded.maps))
+        for name, spec in source.maps.items():
+            for entry, target in spec.initial:
+                _set(loaded, name, spec.type, entry, target)
+    except BaseException:
+        loaded.close()
+        raise
+    return loaded
+
+
+def _load(program: ObjectProgram, maps: Mapping[str, Map]) -> Program:
+    return Program.load(
+        program, {spec.name: maps[getattr(spec, "symbol", spec.name)] for spec in program.maps}
+    )
+
+
+def _set(loaded: LoadedObject, name: str, type: MapType, entry: int, target: str) -> None:
+    held = loaded.programs.get(target) if type is MapType.PROG_ARRAY else loaded.maps.get(target)
+    if held is not None:
+        loaded.maps[name].update(entry, held.fd)
