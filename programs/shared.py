@@ -99,7 +99,7 @@ class SocketKey(Struct, kernel_name="socket_key"):
 class SocketState(Struct, kernel_name="socket_state"):
     """What is remembered of an enrolled socket: 16 bytes.
 
-    ``native`` is 1 once a message of it has gone through the stack, ``paired`` 1 once the other end is known to
+    ``native`` is 1 once data of it has gone through the stack, ``paired`` 1 once the other end is known to
     be enrolled as well. ``incarnation`` is the sequence number that follows the SYN-ACK's: it tells the
     connection from an earlier one that had the same addresses and ports.
     """

@@ -34,6 +34,7 @@ from pybpfasm.kernel.enums import (
     BPF_SK_STORAGE_GET_F_CREATE,
     Helper,
     SockOp,
+    SockOpsFlag,
 )
 from pybpfasm.net import AF_INET
 from pybpfasm.program import sock_ops
@@ -57,6 +58,7 @@ def sockops(b: Asm, ctx: SockOps, settings: Settings) -> None:
     ctx = SockOps(b.r6)
     b.r7 = ctx.op
     b.If(b.r7 == SockOp.ACTIVE_ESTABLISHED_CB).goto("active")
+    b.If(b.r7 == SockOp.HDR_OPT_LEN_CB).goto("transmitted")
     b.If(b.r7 != SockOp.PASSIVE_ESTABLISHED_CB).goto("done")
 
     # The application's end: does Envoy's end, whose key is this one mirrored, wait for it?
@@ -82,6 +84,21 @@ def sockops(b: Asm, ctx: SockOps, settings: Settings) -> None:
     enrol(b, ctx, settings, key, note, paired=1)
     count(b, counters.enrolled_passive)
     b.goto("tell_peer")
+
+    # An enrolled socket sends a segment through the stack. With payload in it, there is no redirecting any more:
+    # a call that had begun before the connection was established (TCP Fast Open does that) is not seen by sk_msg.
+    b.label("transmitted")
+    b.r2 = ctx.skb_len  # at this point without headers
+    b.If(b.r2 == 0).goto("done")
+    b.r2 = ctx.sk
+    b.If(b.r2 == 0).goto("done")
+    b.r1 = maps(settings).socket_state
+    b.r3 = 0
+    b.r4 = 0
+    b.call(Helper.sk_storage_get)
+    b.If(b.r0 == 0).goto("done")
+    SocketState(b.r0).native = 1
+    b.ret(DONE)
 
     b.label("active")
     b.r2 = ctx.remote_port
@@ -156,8 +173,9 @@ def enrol(b: Asm, ctx: SockOps, settings: Settings, key: SocketKey, incarnation:
     """Put the context's socket into the sockhash, with its state beside it.
 
     Never over another socket (BPF_NOEXIST): that one may hold bytes that nobody has read. The state comes
-    first, because `sk_msg` takes a socket without state for a native one. Jumps to ``slot_taken`` or
-    ``failed``.
+    first, because `sk_msg` takes a socket without state for a native one. From then on each segment that the
+    socket sends through the stack is announced (HDR_OPT_LEN_CB); other programs' flags stay. Jumps to
+    ``slot_taken`` or ``failed``.
     """
     enrolled = Label("enrolled")
     b.r2 = ctx.sk
@@ -180,3 +198,7 @@ def enrol(b: Asm, ctx: SockOps, settings: Settings, key: SocketKey, incarnation:
     b.If(b.w0 == -_EEXIST).goto("slot_taken")
     b.goto("failed")
     b.label(enrolled)
+    b.r1 = ctx
+    b.r2 = ctx.bpf_sock_ops_cb_flags
+    b.r2 |= SockOpsFlag.WRITE_HDR_OPT_CB
+    b.call(Helper.sock_ops_cb_flags_set)
