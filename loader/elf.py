@@ -45,9 +45,7 @@ def create_map(spec: MapSpec, *, inner: Map | None = None) -> Map:
     made = Map.create(spec, inner=inner)
     try:
         if spec.contents is not None:
-            made.update(
-                0 if spec.key is not None and not isinstance(spec.key, int) else bytes(4), spec.contents
-            )
+            made.update(bytes(4), spec.contents)
         if spec.contents is not None and spec.flags & BPF_F_RDONLY_PROG:
             made.freeze()
     except BaseException:
@@ -90,8 +88,8 @@ def load(
 ) -> LoadedObject:
     """Load an object, or those of its programs that are named.
 
-    *maps* are used instead of those that the object defines. *types* is the kernel's BTF (default: the running
-    one's, read only if a program asks for it). Raises `ElfError`, `CoreError` and the errors of
+    *maps* are used instead of those that the object defines. *types* is the kernel's BTF (default: the
+    running one's, read only if a program asks for it). Raises `ElfError`, `CoreError` and the errors of
     `Map.create` and `Program.load`.
     """
     source = data if isinstance(data, ObjectFile) else read_object(data)

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only
 """CO-RE: facts about types that differ from kernel to kernel, filled in from a kernel's BTF at load.
 
-A `CoreRelocation` says what an instruction's number stands for: the offset of a field, the size of a type, the
-value of an enumerator, in terms of a *local* type that a compiler or a person has written down. A `CoreResolver`
-finds the type of that name in the *target* BTF and works the number out.
+A `CoreRelocation` says what an instruction's number stands for: the offset of a field, the size of a type,
+the value of an enumerator, in terms of a *local* type that a compiler or a person has written down. A
+`CoreResolver` finds the type of that name in the *target* BTF and works the number out.
 
-Rules and numbers are those of libbpf and the kernel (``enum bpf_core_relo_kind`` in include/uapi/linux/bpf.h):
-types match by name, where anything from three underscores on (``task_struct___old``) is left out of account;
+Rules and numbers are those of libbpf and the kernel (``enum bpf_core_relo_kind`` in linux/bpf.h): types match
+by name, where anything from three underscores on (``task_struct___old``) is left out of account;
 fields match by name and kind, through anonymous members; integers of any size are compatible.
 """
 
@@ -168,7 +168,7 @@ class _Spec:
 
 
 def _flexible(btf: Btf, last: _Accessor, array: BtfType) -> bool:
-    """Whether an array is the last member of its structure, so that it may have more elements than it says."""
+    """Whether an array is the last member of its structure, and may have more elements than it says."""
     if not last.name or array.nelems > 1:
         return False
     return last.index == btf.type(last.type_id).vlen - 1

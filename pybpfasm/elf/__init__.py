@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only
-"""ELF objects: `write_object` makes what libbpf, bpftool and other loaders take, `read_object` reads what clang
-and `write_object` made.
+"""ELF objects: `write_object` makes what libbpf, bpftool and other loaders take, `read_object` reads what
+clang and `write_object` made.
 
     data = write_object([tc_ingress.build(settings), tc_egress.build(settings)])
     programs = read_object(Path("proxy.o").read_bytes()).programs

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import bisect
+import itertools
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -176,8 +177,8 @@ class ObjectProgram(ProgramSpec):
     def resolve(self, target: Btf | CoreResolver) -> ObjectProgram:
         """The program for the kernel whose BTF *target* is; the same one where nothing depends on it.
 
-        Raises `CoreError` for a relocation that is malformed or ambiguous, `ElfError` for a kernel function or
-        variable that the kernel doesn't have, and for a value of its configuration.
+        Raises `CoreError` for a relocation that is malformed or ambiguous, `ElfError` for a kernel function
+        or variable that the kernel doesn't have, and for a value of its configuration.
         """
         if not self.unresolved:
             return self
@@ -208,7 +209,8 @@ class ObjectProgram(ProgramSpec):
     def _extern(self, insn: Instruction, extern: Extern, target: Btf) -> Instruction:
         if extern.kind == "kconfig":
             raise ElfError(
-                f"program {self.name} reads {extern.name} of the kernel's configuration, which is not supported"
+                f"program {self.name} reads {extern.name} of the kernel's configuration, "
+                "which is not supported"
             )
         wide = insn.opcode == isa.LD_IMM64
         found = target.by_name(extern.name, Kind.FUNC) or (
@@ -303,6 +305,7 @@ class _Reader:
         self.kernel: Btf | None = None  # the same types with sizes and offsets filled in
         self.ext = BtfExt()
         self.maps: dict[str, ObjectMap] = {}
+        self.definitions: dict[str, BtfType] = {}
         self.map_at: dict[tuple[int, int], ObjectMap] = {}  # by section and offset
         self.data: dict[int, ObjectMap] = {}  # by section
         self.code: dict[int, list[_Code]] = {}  # by section, in the order of offsets
@@ -443,6 +446,7 @@ class _Reader:
             if var.kind != Kind.VAR:
                 raise ElfError("the BTF of the section lists what is no variable", section=".maps")
             definition = self.btf.resolve(var.type_id)
+            self.definitions[var.name] = definition
             spec = _Definition(self.btf, var.name).read(definition)
             found = self._map(spec, var.name)
             if var.name in self.maps:
@@ -498,8 +502,8 @@ class _Reader:
             self.maps[section.name] = self.data[section.index] = spec
             if section.relocations:
                 self.notes.append(
-                    f"section {section.name}: {len(section.relocations)} addresses in static data are left 0, "
-                    "as libbpf leaves them"
+                    f"section {section.name}: {len(section.relocations)} addresses in static data are left "
+                    "as they are, 0 or an offset; libbpf does the same"
                 )
 
     def _initial_values(self) -> None:
@@ -514,9 +518,8 @@ class _Reader:
             index = bisect.bisect_right(starts, relocation.offset, key=lambda start: start[0]) - 1
             if index < 0:
                 raise ElfError("an initial value is in no map", section=".maps", offset=relocation.offset)
-            start, spec = starts[index]
-            assert self.btf is not None
-            definition = self.btf.resolve(self.btf.by_name(spec.symbol, Kind.VAR).type_id)  # type: ignore[union-attr]
+            start, spec = starts[index][0], self.maps[starts[index][1]]
+            definition = self.definitions[spec.symbol]
             entry, rest = divmod(relocation.offset - start - definition.size, 8)
             if entry < 0 or rest:
                 raise ElfError(
@@ -527,7 +530,8 @@ class _Reader:
             target = self.map_at.get((relocation.symbol.section, relocation.symbol.value))
             if target is None and relocation.symbol.type != STT_FUNC:
                 raise ElfError(
-                    f"entry {entry} of map {spec.symbol!r} is {relocation.symbol.name!r}, no map and no program",
+                    f"entry {entry} of map {spec.symbol!r} is {relocation.symbol.name!r}, "
+                    "which is no map and no program",
                     section=".maps",
                     offset=relocation.offset,
                 )
@@ -549,8 +553,8 @@ class _Reader:
             stop = symbol.value + symbol.size
             if symbol.value % SLOT_SIZE or symbol.size % SLOT_SIZE or not symbol.size or stop > section.size:
                 raise ElfError(
-                    f"function {symbol.name!r}, {symbol.size} bytes, is not made of whole instructions within "
-                    f"the section's {section.size} bytes",
+                    f"function {symbol.name!r}, {symbol.size} bytes, is not made of whole instructions "
+                    f"within the section's {section.size} bytes",
                     section=section.name,
                     offset=symbol.value,
                 )
@@ -558,7 +562,7 @@ class _Reader:
         for index, codes in self.code.items():
             section = self.raw.sections[index]
             codes.sort(key=lambda code: (code.start, -code.symbol.bind))
-            for before, code in zip(codes, codes[1:], strict=False):
+            for before, code in itertools.pairwise(codes):
                 if code.start < before.stop:
                     raise ElfError(
                         f"functions {before.name!r} and {code.name!r} overlap",
@@ -701,8 +705,8 @@ class _Reader:
             order.append(code)
             if self.budget < 0:
                 raise ElfError(
-                    "the programs share so many functions that they come to more instructions than the kernel "
-                    "loads",
+                    "the programs share so many functions that together they have more instructions than "
+                    "any kernel loads",
                     section=main.section.name,
                     offset=main.start,
                 )

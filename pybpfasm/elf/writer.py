@@ -226,8 +226,8 @@ class _Writer:
             pieces[index].append(insn)
             slot += insn.slots
         debug = _Debug(self, program, btf_data) if btf_data else None
-        # Where each function goes: the main one behind those of its section, others into .text, where one that
-        # is there already serves again.
+        # Where each function goes: the main one behind those of its section, others into .text, where one
+        # that is there already serves again.
         name = self._section_name(program)
         bodies: list[_Body] = []
         new: list[bool] = []
@@ -339,8 +339,8 @@ class _Writer:
         if data is None:
             if value is not None:
                 raise ElfError(
-                    f"program {program.name} takes the address of a value of map {spec.name}; in an object only "
-                    "static data has such addresses: give the map contents"
+                    f"program {program.name} takes the address of a value of map {spec.name}; in an object "
+                    "only static data has such addresses: give the map contents"
                 )
             section.relocations.append((at, f"map {spec.name}", R_BPF_64_64))
             return Instruction(insn.opcode, insn.dst)
@@ -652,4 +652,4 @@ def _target(insn: Instruction, slot: int) -> int | None:
 
 
 def _has_layout(member: MapMember) -> bool:
-    return isinstance(member, Field) or isinstance(member, type)
+    return isinstance(member, (Field, type))
