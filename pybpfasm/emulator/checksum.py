@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only
+"""The Internet checksum as the kernel computes it, on 16-bit words in the host's byte order."""
+
+from __future__ import annotations
+
+from typing import Final
+
+U32: Final = 0xFFFFFFFF
+
+
+def add(a: int, b: int) -> int:
+    """``csum_add``: a sum of 32 bits with the carry brought around."""
+    total = (a & U32) + (b & U32)
+    return (total & U32) + (total >> 32)
+
+
+def sub(a: int, b: int) -> int:
+    """``csum_sub``."""
+    return add(a, ~b & U32)
+
+
+def fold32(total: int) -> int:
+    """``csum_from32to16``: 32 bits folded to 16, not inverted."""
+    total = (total & 0xFFFF) + (total >> 16)
+    return (total & 0xFFFF) + (total >> 16)
+
+
+def fold(total: int) -> int:
+    """``csum_fold``: the 16 bits that go into a header."""
+    return ~fold32(total & U32) & 0xFFFF
+
+
+def partial(data: bytes, total: int, order: str) -> int:
+    """``csum_partial``: *total* with the words of *data* added; 32 bits."""
+    if len(data) % 2:
+        data += b"\0"
+    little = order == "little"
+    summed = total & U32
+    words = (int.from_bytes(data[i : i + 2], "little" if little else "big") for i in range(0, len(data), 2))
+    summed += sum(words)
+    while summed > U32:
+        summed = (summed & U32) + (summed >> 32)
+    return summed

@@ -1,0 +1,235 @@
+# SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only
+"""The emulated kernel: the maps, sockets, routes, clock and helpers that programs share."""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from pybpfasm.emulator import maps as models
+from pybpfasm.emulator.context import Skb
+from pybpfasm.emulator.faults import EmulatorError, Violation
+from pybpfasm.emulator.helpers import MODELS, Model, make_model
+from pybpfasm.emulator.maps import Map, ProgArray
+from pybpfasm.emulator.memory import Memory, Numbers, Order, Region
+from pybpfasm.emulator.program import Program
+from pybpfasm.emulator.routes import Routes
+from pybpfasm.emulator.run import DEFAULT_BUDGET, MAX_TAIL_CALLS, Run
+from pybpfasm.emulator.sockets import SocketTable
+from pybpfasm.errors import suggestion
+from pybpfasm.isa import CallKind
+from pybpfasm.kernel.enums import Helper
+from pybpfasm.maps import MapSpec
+from pybpfasm.program import ProgramSpec
+
+__all__ = ["Emulator", "Timer"]
+
+F = TypeVar("F", bound=Callable[..., int])
+
+# SKF_NET_OFF and SKF_LL_OFF, linux/filter.h
+_NET_OFFSET = -0x100000
+_LINK_OFFSET = -0x200000
+
+
+@dataclass(eq=False)
+class Timer:
+    """A ``struct bpf_timer`` in a map's value."""
+
+    map: Map
+    value: Region
+    callback: tuple[Program, int] | None = None
+    expires: int | None = None
+    serial: int = field(default=0, repr=False)
+
+
+class Emulator:
+    """A kernel in Python, as far as programs see it.
+
+    ``now`` is the monotonic clock in ns; only a test moves it, with `advance`, which fires timers.
+    ``cpus`` is how many CPUs there are and ``cpu`` the one that programs run on. ``random`` is what
+    ``get_prandom_u32`` draws from: anything with ``getrandbits``. ``wall_offset``, ``boot_offset`` and
+    ``tai_offset`` are what those clocks are ahead of the monotonic one.
+    """
+
+    def __init__(
+        self,
+        *,
+        cpus: int = 1,
+        byteorder: Order = "little",
+        now: int = 1_000_000_000,
+        seed: int = 0,
+        engine: str = "auto",
+    ) -> None:
+        if cpus < 1:
+            raise EmulatorError(f"cpus={cpus} must be at least 1")
+        self.cpus = cpus
+        self.cpu = 0
+        self.byteorder: Order = byteorder
+        self.now = now
+        self.boot_offset = 0
+        self.tai_offset = 37_000_000_000
+        self.jiffies_hz = 1000
+        self.random: Any = random.Random(seed)
+        self.engine = engine
+        self.netns = 1  # the cookie of the network namespace in which packets are handled
+        self.sockets = SocketTable()
+        self.routes = Routes()
+        self.printed: list[str] = []
+        self.sent: list[tuple[str, int, bytes]] = []
+        self.maps: dict[str, Map] = {}
+        self.numbers = Numbers()
+        self.timers: dict[tuple[int, int], Timer] = {}
+        self._due: list[tuple[int, int, Timer]] = []
+        self._serial = itertools.count(1)
+        self._models: dict[tuple[int, int], Model] = dict(MODELS)
+
+    # Programs and maps.
+    def load(self, spec: ProgramSpec, *, engine: str | None = None) -> Program:
+        """Load a program; its maps are those that this emulator has of the same names, or new ones.
+
+        Raises `EmulatorError`.
+        """
+        if spec.byteorder != self.byteorder:
+            raise EmulatorError(
+                f"{spec.name} is {spec.byteorder}-endian, this emulator {self.byteorder}-endian: "
+                f"make one with byteorder={spec.byteorder!r}"
+            )
+        return Program(self, spec, self.engine if engine is None else engine)
+
+    def map(self, which: MapSpec | str) -> Map:
+        """The map of a spec, made where there is none yet, or that of a name."""
+        if isinstance(which, str):
+            found = self.maps.get(which)
+            if found is None:
+                raise EmulatorError(f"there is no map {which!r}{suggestion(which, self.maps)}")
+            return found
+        found = self.maps.get(which.name)
+        if found is None:
+            found = self.maps[which.name] = models.make(self, which)
+        elif (found.type, found.key_size, found.value_size, found.max_entries) != (
+            which.type,
+            which.key_size,
+            which.value_size,
+            which.max_entries,
+        ):
+            raise EmulatorError(f"map {which.name!r} exists and is another one: {found!r}")
+        return found
+
+    def new_map(self, spec: MapSpec) -> Map:
+        """A map that no program names, for a map of maps."""
+        return models.make(self, spec)
+
+    # Helpers.
+    def model(self, helper: Helper | int, *, kfunc: bool = False) -> Callable[[F], F]:
+        """Decorator: the function models *helper* in this emulator.
+
+        Its first parameter is the `Run`, the others, at most five, are the registers r1 and up as unsigned
+        numbers; it returns r0, in which a negative number stands for an errno.
+        """
+
+        def wrap(function: F) -> F:
+            kind = CallKind.KFUNC if kfunc else CallKind.HELPER
+            self._models[kind, int(helper)] = make_model(function)
+            return function
+
+        return wrap
+
+    def model_of(self, kind: int, number: int) -> Model:
+        """The model that a call instruction reaches; raises `EmulatorError`."""
+        found = self._models.get((kind, number))
+        if found is None:
+            if kind == CallKind.KFUNC:
+                name = f"kernel function {number}"
+            else:
+                name = Helper(number).name if number in Helper._value2member_map_ else f"helper {number}"
+            raise EmulatorError(f"the emulator has no model of {name}: add one with @emulator.model(…)")
+        return found
+
+    def tail_target(self, run: Run, context: int, array: int, index: int) -> Program | None:
+        """The program of a tail call, or ``None`` where it fails."""
+        region = run.context_region
+        if region is None or context != region.start:
+            raise Violation(f"the first argument is {run.describe(context)}, not the context")
+        run_map = getattr(run.regions.get(array >> 32), "object", None)
+        if not isinstance(run_map, ProgArray):
+            raise Violation(f"the second argument is {run.describe(array)}, not a PROG_ARRAY map")
+        if run.tail_calls >= MAX_TAIL_CALLS:
+            return None
+        target = run_map.object((index & 0xFFFFFFFF).to_bytes(4, self.byteorder))
+        return target if isinstance(target, Program) else None
+
+    def legacy_load(self, run: Run, context: int, offset: int, size: int) -> int | None:
+        """LD_ABS and LD_IND: *size* bytes of the packet in network order, or ``None`` outside it."""
+        skb = run.is_context(context, Skb)
+        if offset < 0:
+            if offset >= _NET_OFFSET:
+                offset = offset - _NET_OFFSET + skb.network_offset
+            elif offset >= _LINK_OFFSET:
+                offset = offset - _LINK_OFFSET
+            else:
+                return None
+        data = skb.data[offset : offset + size]
+        return int.from_bytes(data, "big") if len(data) == size else None
+
+    # Time.
+    def advance(self, nanoseconds: int = 0, *, seconds: float = 0) -> int:
+        """Let time pass, and the timers fire that come due, in their order; returns how many did."""
+        end = self.now + nanoseconds + round(seconds * 1e9)
+        fired = 0
+        while self._due and self._due[0][0] <= end:
+            at, serial, timer = heapq.heappop(self._due)
+            if timer.serial != serial or timer.expires is None or timer.callback is None:
+                continue
+            self.now = max(self.now, at)
+            timer.expires = None
+            self._fire(timer)
+            fired += 1
+        self.now = end
+        return fired
+
+    def _fire(self, timer: Timer) -> None:
+        assert timer.callback is not None
+        program, slot = timer.callback
+        key = next((key for key, value in timer.map.entries() if value is timer.value), None)
+        if key is None:
+            return
+        run = Run(program, None, budget=DEFAULT_BUDGET, trace=None)
+        arguments = (
+            run.pointer(timer.map.region),
+            run.pointer(Memory(f"map {timer.map.name}'s key", bytearray(key), self.byteorder)),
+            run.pointer(timer.value),
+        )
+        try:
+            run.call(slot, *arguments)
+        except (Violation, KeyError) as error:
+            raise run.explain(error) from None
+
+    def start_timer(self, timer: Timer, expires: int) -> None:
+        """Let *timer* fire at *expires*, on the monotonic clock."""
+        timer.expires = expires
+        timer.serial = next(self._serial)
+        heapq.heappush(self._due, (expires, timer.serial, timer))
+
+    def cancel_timers(self, value: Region) -> None:
+        """Forget the timers in a map's value that goes away."""
+        if not value.start or not self.timers:
+            return
+        for key in [key for key in self.timers if key[0] == value.start]:
+            self.timers.pop(key).expires = None
+
+    @property
+    def pending_timers(self) -> int:
+        """How many timers will fire."""
+        return sum(timer.expires is not None for timer in self.timers.values())
+
+    # Output.
+    def events(self, name: str) -> list[Any]:
+        """What programs have put into ring buffer *name* since the last time."""
+        found = self.map(name)
+        if not isinstance(found, models.RingBuf):
+            raise EmulatorError(f"map {name} is a {found.type.name}, not a ring buffer")
+        return found.consume()

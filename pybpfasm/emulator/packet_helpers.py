@@ -1,0 +1,663 @@
+# SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only
+"""Models of helpers that work on packets, on routes, and on sockets found by a packet's addresses."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from pybpfasm.emulator import checksum
+from pybpfasm.emulator.context import Skb, Xdp, socket_at, socket_pointer
+from pybpfasm.emulator.errnos import (
+    EAFNOSUPPORT,
+    EFAULT,
+    EINVAL,
+    ENOMEM,
+    ENOTSUPP,
+)
+from pybpfasm.emulator.faults import Violation
+from pybpfasm.emulator.helpers import helper, s32
+from pybpfasm.emulator.maps import Redirects
+from pybpfasm.emulator.run import Run
+from pybpfasm.emulator.sockets import Socket
+from pybpfasm.kernel.context import FibLookup, SockTupleV4, SockTupleV6
+from pybpfasm.kernel.enums import (
+    BPF_F_HDR_FIELD_MASK,
+    BPF_F_INGRESS,
+    BPF_F_INVALIDATE_HASH,
+    BPF_F_IPV6,
+    BPF_F_MARK_ENFORCE,
+    BPF_F_MARK_MANGLED_0,
+    BPF_F_PSEUDO_HDR,
+    BPF_F_RECOMPUTE_CSUM,
+    BPF_FIB_LOOKUP_DIRECT,
+    BPF_FIB_LOOKUP_MARK,
+    BPF_FIB_LOOKUP_OUTPUT,
+    BPF_FIB_LOOKUP_SKIP_NEIGH,
+    BPF_FIB_LOOKUP_SRC,
+    BPF_FIB_LOOKUP_TBID,
+    FibLookupResult,
+    Helper,
+    TcxAction,
+    XdpAction,
+)
+from pybpfasm.net import AF_INET, AF_INET6, IPPROTO_TCP
+
+U32: Final = 0xFFFFFFFF
+INT_MAX: Final = 0x7FFFFFFF
+_MANGLED: Final = 0xFFFF
+# What one packet may grow to, IP_MAX_MTU of include/net/ip.h.
+_MAX_LENGTH: Final = 0xFFFF
+
+
+# --- Reading and writing. ---
+
+
+@helper(Helper.skb_load_bytes)
+def skb_load_bytes(run: Run, context: int, offset: int, to: int, size: int) -> int:
+    """Copy bytes out of the packet; -EFAULT and zeros where they are outside."""
+    skb = run.is_context(context, Skb)
+    offset, size = offset & U32, size & U32
+    if size == 0:
+        raise Violation("skb_load_bytes of 0 bytes: the verifier refuses that")
+    if offset > INT_MAX or offset + size > len(skb.data):
+        run.write(to, bytes(size), "the buffer")
+        return -EFAULT
+    run.write(to, bytes(skb.data[offset : offset + size]), "the buffer")
+    return 0
+
+
+@helper(Helper.skb_load_bytes_relative)
+def skb_load_bytes_relative(run: Run, context: int, offset: int, to: int, size: int, start: int) -> int:
+    """As ``skb_load_bytes``, from the link or the network header; linear bytes only."""
+    skb = run.is_context(context, Skb)
+    offset, size, start = offset & U32, size & U32, start & U32
+    at = offset + (skb.network_offset if start == 1 else 0)
+    if offset > 0xFFFF or start > 1 or at + size > skb.linear:
+        run.write(to, bytes(size), "the buffer")
+        return -EFAULT
+    run.write(to, bytes(skb.data[at : at + size]), "the buffer")
+    return 0
+
+
+@helper(Helper.skb_store_bytes)
+def skb_store_bytes(run: Run, context: int, offset: int, source: int, size: int, flags: int) -> int:
+    """Copy bytes into the packet; packet pointers are void afterwards."""
+    skb = run.is_context(context, Skb)
+    offset, size = offset & U32, size & U32
+    data = run.read(source, size, "the source")
+    result = 0
+    if flags & ~(BPF_F_RECOMPUTE_CSUM | BPF_F_INVALIDATE_HASH):
+        result = -EINVAL
+    elif offset > INT_MAX or not skb.make_writable(offset + size):
+        result = -EFAULT
+    else:
+        if flags & BPF_F_RECOMPUTE_CSUM and skb.checksum == "complete":
+            order = run.emulator.byteorder
+            shift = b"\0" * (offset % 2)
+            old = checksum.partial(shift + bytes(skb.data[offset : offset + size]), 0, order)
+            new = checksum.partial(shift + data, 0, order)
+            skb.csum = checksum.add(checksum.sub(skb.csum, old), new)
+        skb.data[offset : offset + size] = data
+        if flags & BPF_F_INVALIDATE_HASH:
+            skb["hash"] = 0
+    skb.moved(run, "skb_store_bytes")
+    return result
+
+
+@helper(Helper.skb_pull_data)
+def skb_pull_data(run: Run, context: int, length: int) -> int:
+    """Make bytes linear; -ENOMEM where there are not as many."""
+    skb = run.is_context(context, Skb)
+    length &= U32
+    done = skb.make_writable(length or skb.linear)
+    skb.moved(run, "skb_pull_data")
+    return 0 if done else -ENOMEM
+
+
+# --- Checksums. ---
+
+
+def _word(skb: Skb, at: int, order: str) -> int:
+    return int.from_bytes(skb.data[at : at + 2], "little" if order == "little" else "big")
+
+
+def _put_word(skb: Skb, at: int, value: int, order: str) -> None:
+    skb.data[at : at + 2] = value.to_bytes(2, "little" if order == "little" else "big")
+
+
+@helper(Helper.l3_csum_replace)
+def l3_csum_replace(run: Run, context: int, offset: int, old: int, new: int, flags: int) -> int:
+    """Update the IP header's checksum; packet pointers are void afterwards."""
+    skb = run.is_context(context, Skb)
+    result = _l3(run, skb, offset & U32, old, new, flags)
+    skb.moved(run, "l3_csum_replace")
+    return result
+
+
+def _l3(run: Run, skb: Skb, offset: int, old: int, new: int, flags: int) -> int:
+    order = run.emulator.byteorder
+    size = flags & BPF_F_HDR_FIELD_MASK
+    if flags & ~BPF_F_HDR_FIELD_MASK:
+        return -EINVAL
+    if offset > 0xFFFF or offset & 1 or not skb.make_writable(offset + 2):
+        return -EFAULT
+    before = _word(skb, offset, order)
+    if size == 0:
+        if old:
+            return -EINVAL
+        after = checksum.fold(checksum.add(new & U32, ~before & U32))
+    elif size == 2:
+        # csum16_add and csum16_sub: 16-bit sums with the carry brought around.
+        after = ~_add16(_sub16(~before & 0xFFFF, old & 0xFFFF), new & 0xFFFF) & 0xFFFF
+    elif size == 4:
+        after = checksum.fold(checksum.add(checksum.sub(~before & U32, old & U32), new & U32))
+    else:
+        return -EINVAL
+    _put_word(skb, offset, after, order)
+    return 0
+
+
+def _add16(a: int, b: int) -> int:
+    total = a + b
+    return (total & 0xFFFF) + (total >> 16)
+
+
+def _sub16(a: int, b: int) -> int:
+    return _add16(a, ~b & 0xFFFF)
+
+
+@helper(Helper.l4_csum_replace)
+def l4_csum_replace(run: Run, context: int, offset: int, old: int, new: int, flags: int) -> int:
+    """Update a transport checksum; packet pointers are void afterwards."""
+    skb = run.is_context(context, Skb)
+    result = _l4(run, skb, offset & U32, old, new, flags)
+    skb.moved(run, "l4_csum_replace")
+    return result
+
+
+def _l4(run: Run, skb: Skb, offset: int, old: int, new: int, flags: int) -> int:
+    order = run.emulator.byteorder
+    pseudo = bool(flags & BPF_F_PSEUDO_HDR)
+    if flags & ~(
+        BPF_F_MARK_MANGLED_0 | BPF_F_MARK_ENFORCE | BPF_F_PSEUDO_HDR | BPF_F_HDR_FIELD_MASK | BPF_F_IPV6
+    ):
+        return -EINVAL
+    if offset > 0xFFFF or offset & 1 or not skb.make_writable(offset + 2):
+        return -EFAULT
+    before = _word(skb, offset, order)
+    if flags & BPF_F_MARK_MANGLED_0 and not flags & BPF_F_MARK_ENFORCE and not before:
+        return 0
+    size = flags & BPF_F_HDR_FIELD_MASK
+    after = before
+    if size == 0:
+        if old:
+            return -EINVAL
+        difference = new & U32
+        if skb.checksum != "partial":
+            after = checksum.fold(checksum.add(difference, ~before & U32))
+            if skb.checksum == "complete" and pseudo and not flags & BPF_F_IPV6:
+                skb.csum = ~checksum.sub(difference, skb.csum) & U32
+        elif pseudo:
+            after = ~checksum.fold(checksum.add(difference, before)) & 0xFFFF
+    elif size in (2, 4):
+        mask = (1 << size * 8) - 1
+        old, new = old & mask, new & mask
+        if skb.checksum != "partial":
+            after = checksum.fold(checksum.add(checksum.sub(~before & U32, old), new))
+            if skb.checksum == "complete" and pseudo:
+                skb.csum = ~checksum.add(checksum.sub(~skb.csum & U32, old), new) & U32
+        elif pseudo:
+            after = ~checksum.fold(checksum.add(checksum.sub(before, old), new)) & 0xFFFF
+    else:
+        return -EINVAL
+    if flags & BPF_F_MARK_MANGLED_0 and not after:
+        after = _MANGLED
+    _put_word(skb, offset, after, order)
+    return 0
+
+
+@helper(Helper.csum_diff)
+def csum_diff(run: Run, old: int, old_size: int, new: int, new_size: int, seed: int) -> int:
+    """The difference of two buffers' sums, folded to 16 bits."""
+    old_size, new_size, seed = old_size & U32, new_size & U32, seed & U32
+    if (old_size | new_size) & 3:
+        return -EINVAL
+    order = run.emulator.byteorder
+    before = run.read(old, old_size, "the old buffer")
+    after = run.read(new, new_size, "the new buffer")
+    total = seed
+    if before and after:
+        total = checksum.sub(checksum.partial(after, total, order), checksum.partial(before, 0, order))
+    elif after:
+        total = checksum.partial(after, total, order)
+    elif before:
+        total = ~checksum.partial(before, ~total & U32, order) & U32
+    return checksum.fold32(total)
+
+
+@helper(Helper.csum_update)
+def csum_update(run: Run, context: int, total: int) -> int:
+    """Add to the packet's own sum where it has one."""
+    skb = run.is_context(context, Skb)
+    if skb.checksum != "complete":
+        return -ENOTSUPP
+    skb.csum = checksum.add(skb.csum, total & U32)
+    return skb.csum
+
+
+@helper(Helper.csum_level)
+def csum_level(run: Run, context: int, level: int) -> int:
+    """-EACCES where the hardware has verified nothing; else 0."""
+    skb = run.is_context(context, Skb)
+    if skb.checksum != "unnecessary":
+        return -13
+    if level == 3:  # BPF_CSUM_LEVEL_RESET
+        skb.checksum = "none"
+    return 0 if level <= 3 else -EINVAL
+
+
+# --- Size and shape. ---
+
+
+@helper(Helper.skb_change_tail)
+def skb_change_tail(run: Run, context: int, length: int, flags: int) -> int:
+    """Cut or lengthen the packet at its end."""
+    skb = run.is_context(context, Skb)
+    length &= U32
+    minimum = skb.network_offset
+    if flags or length > _MAX_LENGTH + skb.network_offset or length < minimum:
+        result = -EINVAL
+    else:
+        result = 0
+        grown = length - len(skb.data)
+        if grown > 0:
+            skb.data.extend(bytes(grown))
+        else:
+            del skb.data[length:]
+        skb.linear = len(skb.data)
+        if skb.checksum == "partial":
+            skb.checksum = "none"
+    skb.moved(run, "skb_change_tail")
+    return result
+
+
+@helper(Helper.skb_change_head)
+def skb_change_head(run: Run, context: int, room: int, flags: int) -> int:
+    """Put *room* zero bytes before the packet."""
+    skb = run.is_context(context, Skb)
+    room &= U32
+    if flags or len(skb.data) + room > _MAX_LENGTH or room > _MAX_LENGTH:
+        result = -EINVAL
+    else:
+        result = 0
+        skb.data[:0] = bytes(room)
+        skb.linear += room
+    skb.moved(run, "skb_change_head")
+    return result
+
+
+@helper(Helper.skb_vlan_push)
+def skb_vlan_push(run: Run, context: int, protocol: int, tci: int) -> int:
+    """Add a VLAN tag, kept outside the packet; one that was there goes into it."""
+    skb = run.is_context(context, Skb)
+    order = run.emulator.byteorder
+    kind = (protocol & 0xFFFF).to_bytes(2, order)
+    if kind not in (b"\x81\x00", b"\x88\xa8"):
+        kind = b"\x81\x00"
+    if skb["vlan_present"]:
+        inner = int(skb["vlan_proto"]).to_bytes(4, order)
+        inner = inner[:2] if order == "little" else inner[2:]
+        skb.data[12:12] = inner + int(skb["vlan_tci"]).to_bytes(2, "big")
+        skb.linear += 4
+    skb._refresh(run, "vlan_present", 1)
+    skb._refresh(run, "vlan_tci", tci & 0xFFFF)
+    skb._refresh(run, "vlan_proto", int.from_bytes(kind, order))
+    skb.moved(run, "skb_vlan_push")
+    return 0
+
+
+@helper(Helper.skb_vlan_pop)
+def skb_vlan_pop(run: Run, context: int) -> int:
+    """Take the outermost VLAN tag off."""
+    skb = run.is_context(context, Skb)
+    order = run.emulator.byteorder
+    if skb["vlan_present"]:
+        skb._refresh(run, "vlan_present", 0)
+        skb._refresh(run, "vlan_tci", 0)
+        skb._refresh(run, "vlan_proto", 0)
+    elif bytes(skb.data[12:14]) in (b"\x81\x00", b"\x88\xa8") and len(skb.data) >= 18:
+        del skb.data[12:16]
+        skb.linear = max(0, skb.linear - 4)
+        skb._refresh(run, "protocol", int.from_bytes(skb.data[12:14], order))
+    skb.moved(run, "skb_vlan_pop")
+    return 0
+
+
+@helper(Helper.skb_change_type)
+def skb_change_type(run: Run, context: int, kind: int) -> int:
+    """Set ``pkt_type`` where both types are for a host or not."""
+    skb = run.is_context(context, Skb)
+    kind &= U32
+    if int(skb["pkt_type"]) > 3 or kind > 3:
+        return -EINVAL
+    skb._refresh(run, "pkt_type", kind)
+    return 0
+
+
+@helper(Helper.set_hash_invalid)
+def set_hash_invalid(run: Run, context: int) -> int:
+    """Forget the packet's hash."""
+    run.is_context(context, Skb)._refresh(run, "hash", 0)
+    return 0
+
+
+@helper(Helper.get_hash_recalc)
+def get_hash_recalc(run: Run, context: int) -> int:
+    """The packet's hash, as the test gave it."""
+    return int(run.is_context(context, Skb)["hash"])
+
+
+@helper(Helper.set_hash)
+def set_hash(run: Run, context: int, value: int) -> int:
+    """Set the packet's hash."""
+    run.is_context(context, Skb)._refresh(run, "hash", value & U32)
+    return 0
+
+
+# --- Where to. ---
+
+
+@helper(Helper.redirect)
+def redirect(run: Run, ifindex: int, flags: int) -> int:
+    """The verdict that sends the packet to an interface."""
+    ifindex &= U32
+    if isinstance(run.context, Xdp):
+        if flags:
+            return XdpAction.ABORTED
+        run.context.redirect = ("interface", ifindex, 0)
+        return XdpAction.REDIRECT
+    if not isinstance(run.context, Skb):
+        raise Violation("this program has no packet to redirect")
+    if flags & ~BPF_F_INGRESS:
+        return TcxAction.DROP
+    run.context.redirect = ("interface", ifindex, flags)
+    return TcxAction.REDIRECT
+
+
+@helper(Helper.redirect_peer)
+def redirect_peer(run: Run, ifindex: int, flags: int) -> int:
+    """As ``redirect``, to the peer of a device."""
+    if not isinstance(run.context, Skb):
+        raise Violation("this program has no packet to redirect")
+    if flags:
+        return TcxAction.DROP
+    run.context.redirect = ("peer", ifindex & U32, 0)
+    return TcxAction.REDIRECT
+
+
+@helper(Helper.redirect_neigh)
+def redirect_neigh(run: Run, ifindex: int, parameters: int, size: int, flags: int) -> int:
+    """As ``redirect``, with the link header from the neighbour table."""
+    if not isinstance(run.context, Skb):
+        raise Violation("this program has no packet to redirect")
+    if flags or 0 < size & U32 < 24:
+        return TcxAction.DROP
+    run.context.redirect = ("neighbour", ifindex & U32, 0)
+    return TcxAction.REDIRECT
+
+
+@helper(Helper.clone_redirect)
+def clone_redirect(run: Run, context: int, ifindex: int, flags: int) -> int:
+    """Send a copy of the packet to an interface; it lands in `Emulator.sent`."""
+    skb = run.is_context(context, Skb)
+    if flags & ~BPF_F_INGRESS:
+        result = -EINVAL
+    else:
+        way = "in" if flags & BPF_F_INGRESS else "out"
+        run.emulator.sent.append((way, ifindex & U32, bytes(skb.data)))
+        result = 0
+    skb.moved(run, "clone_redirect")
+    return result
+
+
+@helper(Helper.redirect_map)
+def redirect_map(run: Run, map: int, key: int, flags: int) -> int:
+    """The XDP verdict that sends the frame where the map says; the low flags where it says nothing."""
+    one = run.map(map, Redirects)
+    if not isinstance(run.context, Xdp):
+        raise Violation("redirect_map is for XDP programs")
+    if flags & ~0x1B:  # XdpAction in the low two bits, BPF_F_BROADCAST, BPF_F_EXCLUDE_INGRESS
+        return XdpAction.ABORTED
+    target = one.object((key & U32).to_bytes(4, one.order))
+    if target is None and not flags & 0x18:
+        return flags & 3
+    run.context.redirect = (one.name, 0 if target is None else target, flags)
+    return XdpAction.REDIRECT
+
+
+# --- XDP. ---
+
+
+def _delta(value: int) -> int:
+    return s32(value)
+
+
+@helper(Helper.xdp_adjust_head)
+def xdp_adjust_head(run: Run, context: int, delta: int) -> int:
+    """Move the frame's start."""
+    xdp = run.is_context(context, Xdp)
+    by = _delta(delta)
+    xdp.sync()
+    if -by > xdp.headroom - len(xdp.meta) or len(xdp.data) - by < 14:
+        result = -EINVAL
+    else:
+        result = 0
+        if by < 0:
+            xdp.data[:0] = bytes(-by)
+        else:
+            del xdp.data[:by]
+        xdp.headroom += by
+    xdp.moved(run, "xdp_adjust_head")
+    return result
+
+
+@helper(Helper.xdp_adjust_tail)
+def xdp_adjust_tail(run: Run, context: int, delta: int) -> int:
+    """Move the frame's end; new bytes are zeros."""
+    xdp = run.is_context(context, Xdp)
+    by = _delta(delta)
+    xdp.sync()
+    if by > xdp.tailroom or len(xdp.data) + by < 14:
+        result = -EINVAL
+    else:
+        result = 0
+        if by > 0:
+            xdp.data.extend(bytes(by))
+        elif by < 0:
+            del xdp.data[by:]
+        xdp.tailroom -= by
+    xdp.moved(run, "xdp_adjust_tail")
+    return result
+
+
+@helper(Helper.xdp_adjust_meta)
+def xdp_adjust_meta(run: Run, context: int, delta: int) -> int:
+    """Move the start of the metadata, which is at most 252 bytes in words."""
+    xdp = run.is_context(context, Xdp)
+    by = _delta(delta)
+    xdp.sync()
+    length = len(xdp.meta) - by
+    if length < 0 or length % 4 or length > 252 or length > xdp.headroom:
+        result = -13 if 0 <= length <= xdp.headroom else -EINVAL
+    else:
+        result = 0
+        if by < 0:
+            xdp.meta[:0] = bytes(-by)
+        else:
+            del xdp.meta[:by]
+    xdp.moved(run, "xdp_adjust_meta")
+    return result
+
+
+@helper(Helper.xdp_get_buff_len)
+def xdp_get_buff_len(run: Run, context: int) -> int:
+    """The frame's length."""
+    return len(run.is_context(context, Xdp).data)
+
+
+@helper(Helper.xdp_load_bytes)
+def xdp_load_bytes(run: Run, context: int, offset: int, to: int, size: int) -> int:
+    """Copy bytes out of the frame."""
+    xdp = run.is_context(context, Xdp)
+    xdp.sync()
+    offset, size = offset & U32, size & U32
+    if offset > 0xFFFF or size > 0xFFFF or offset + size > len(xdp.data):
+        return -EINVAL
+    run.write(to, bytes(xdp.data[offset : offset + size]), "the buffer")
+    return 0
+
+
+@helper(Helper.xdp_store_bytes)
+def xdp_store_bytes(run: Run, context: int, offset: int, source: int, size: int) -> int:
+    """Copy bytes into the frame."""
+    xdp = run.is_context(context, Xdp)
+    xdp.sync()
+    offset, size = offset & U32, size & U32
+    if offset > 0xFFFF or size > 0xFFFF or offset + size > len(xdp.data):
+        return -EINVAL
+    xdp.data[offset : offset + size] = run.read(source, size, "the source")
+    xdp.moved(run, "xdp_store_bytes")
+    return 0
+
+
+# --- Routes. ---
+
+_FIB_FLAGS: Final = (
+    BPF_FIB_LOOKUP_DIRECT
+    | BPF_FIB_LOOKUP_OUTPUT
+    | BPF_FIB_LOOKUP_SKIP_NEIGH
+    | BPF_FIB_LOOKUP_TBID
+    | BPF_FIB_LOOKUP_SRC
+    | BPF_FIB_LOOKUP_MARK
+)
+
+
+@helper(Helper.fib_lookup)
+def fib_lookup(run: Run, context: int, parameters: int, size: int, flags: int) -> int:
+    """Ask the emulator's routes; 0 and a filled structure, or a ``BPF_FIB_LKUP_RET_*``, or an errno."""
+    if run.context_region is None or context != run.context_region.start:
+        raise Violation(f"the first argument is {run.describe(context)}, not the context")
+    if size & U32 < FibLookup.sizeof or flags & U32 & ~_FIB_FLAGS:
+        return -EINVAL
+    order = run.emulator.byteorder
+    raw = bytearray(run.read(parameters, FibLookup.sizeof, "the parameters"))
+    asked = FibLookup.unpack(bytes(raw), byteorder=order)
+    if asked.family not in (AF_INET, AF_INET6):
+        return -EAFNOSUPPORT
+    v6 = asked.family == AF_INET6
+    routes = run.emulator.routes
+    if not routes.forwarding and not flags & BPF_FIB_LOOKUP_OUTPUT:
+        return FibLookupResult.FWD_DISABLED
+    destination = bytes(raw[32:48]) if v6 else bytes(raw[32:36])
+    route = routes.find(destination)
+    refused = routes.refusal(route)
+    if refused is not None:
+        return refused
+    assert route is not None
+
+    def put(name: str, value: object) -> None:
+        field = FibLookup.fields[name]
+        raw[field.offset : field.offset + field.size] = field.to_bytes(value, order)
+
+    if asked.tot_len and asked.tot_len > route.mtu:
+        put("mtu_result", route.mtu)
+        run.write(parameters, bytes(raw))
+        return FibLookupResult.FRAG_NEEDED
+    put("rt_metric", route.metric)
+    put("ifindex", route.ifindex)
+    if route.gateway is not None:
+        raw[32 : 32 + len(route.gateway)] = route.gateway
+        put("family", AF_INET if len(route.gateway) == 4 else AF_INET6)
+    put("h_vlan_proto", 0)
+    put("h_vlan_TCI", 0)
+    result = FibLookupResult.SUCCESS
+    if not flags & BPF_FIB_LOOKUP_SKIP_NEIGH:
+        if route.neighbour is None:
+            result = FibLookupResult.NO_NEIGH
+        else:
+            put("dmac", route.neighbour)
+            put("smac", route.source)
+    run.write(parameters, bytes(raw), "the parameters")
+    return result
+
+
+# --- Sockets by address. ---
+
+
+def _look_up(run: Run, pair: int, size: int, netns: int, flags: int, protocol: int) -> Socket | None:
+    size &= U32
+    data = run.read(pair, size, "the tuple")
+    order = run.emulator.byteorder
+    number = s32(netns)
+    if flags or size not in (SockTupleV4.sizeof, SockTupleV6.sizeof):
+        return None
+    if number < 0 and netns != 0xFFFFFFFFFFFFFFFF and netns != U32:
+        return None
+    where = run.emulator.netns if number < 0 else number
+    shape = SockTupleV4 if size == SockTupleV4.sizeof else SockTupleV6
+    found = shape.unpack(data, byteorder=order)
+    length = 4 if shape is SockTupleV4 else 16
+    return run.emulator.sockets.look_up(
+        protocol, data[:length], found.sport, data[length : 2 * length], found.dport, where
+    )
+
+
+def _held(run: Run, socket: Socket | None, common: bool, name: str) -> int:
+    if socket is None:
+        return 0
+    pointer = socket_pointer(run, socket, common=common)
+    if pointer not in run.held:
+        run.hold(pointer, f"the socket that {name} returned")
+    return pointer
+
+
+@helper(Helper.skc_lookup_tcp)
+def skc_lookup_tcp(run: Run, context: int, pair: int, size: int, netns: int, flags: int) -> int:
+    """The TCP socket that a packet would reach, in any state, or 0."""
+    _needs_context(run, context)
+    return _held(run, _look_up(run, pair, size, netns, flags, IPPROTO_TCP), True, "skc_lookup_tcp")
+
+
+@helper(Helper.sk_lookup_tcp)
+def sk_lookup_tcp(run: Run, context: int, pair: int, size: int, netns: int, flags: int) -> int:
+    """The full TCP socket that a packet would reach, or 0."""
+    _needs_context(run, context)
+    socket = _look_up(run, pair, size, netns, flags, IPPROTO_TCP)
+    if socket is not None and not socket.full:
+        return 0
+    return _held(run, socket, False, "sk_lookup_tcp")
+
+
+@helper(Helper.sk_lookup_udp)
+def sk_lookup_udp(run: Run, context: int, pair: int, size: int, netns: int, flags: int) -> int:
+    """The UDP socket that a packet would reach, or 0."""
+    _needs_context(run, context)
+    return _held(run, _look_up(run, pair, size, netns, flags, 17), False, "sk_lookup_udp")
+
+
+@helper(Helper.sk_release)
+def sk_release(run: Run, sk: int) -> int:
+    """Give back a socket that a look-up returned."""
+    socket_at(run, sk)
+    run.give_back(sk, "socket")
+    region = run.regions[sk >> 32]
+    run.void(region, "this socket was given back with sk_release")
+    for key in [key for key, one in run.sockets.items() if one is region]:
+        del run.sockets[key]
+    region.start = 0
+    return 0
+
+
+def _needs_context(run: Run, context: int) -> None:
+    if run.context_region is None or context != run.context_region.start:
+        raise Violation(f"the first argument is {run.describe(context)}, not the context")
