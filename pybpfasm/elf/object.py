@@ -67,7 +67,7 @@ class ObjectMap(MapSpec):
     """
 
     symbol: str = ""
-    types: tuple[bytes, int, int] | None = None
+    types: tuple[bytes, int, int] | None = field(default=None, repr=False)
     initial: tuple[tuple[int, str], ...] = ()
     pinned: bool = False
 
@@ -511,7 +511,7 @@ class _Reader:
         if section is None or not section.relocations:
             return
         starts = sorted(
-            (offset, spec) for (index, offset), spec in self.map_at.items() if index == section.index
+            (offset, spec.symbol) for (index, offset), spec in self.map_at.items() if index == section.index
         )
         initial: dict[str, list[tuple[int, str]]] = {}
         for relocation in section.relocations:
