@@ -527,10 +527,11 @@ class _Parser:
         self.emit(isa.LDX | (isa.MEMSX if sign == "s" else isa.MEM) | size, dst, src, offset)
 
     def _packet(self, c: Cursor, width: str, dst: int, sign: str, size: int) -> None:
+        column = c.tokens[c.at - 1][2]
         if (width, dst) != ("r", 0):
-            c.fail("a packet load puts its result into r0")
+            c.fail("a packet load puts its result into r0", column)
         if sign == "s":
-            c.fail("a packet load is unsigned")
+            c.fail("a packet load is unsigned", column)
         c.expect("[")
         if not c.is_register():
             self.emit(isa.LD | isa.ABS | size, imm=c.imm32())
@@ -615,7 +616,10 @@ class _Parser:
 
             lock(self, c)
             return
+        column = c.column()
         size, base, offset = self._typed_place(c)
+        if size not in (isa.W, isa.DW):
+            c.fail("an atomic operation is on u32 or u64", column)
         sign = c.peek()
         if sign not in _LOCK:
             c.fail(f"{', '.join(_LOCK)} expected")

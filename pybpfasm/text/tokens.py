@@ -32,6 +32,7 @@ _LIKE_REGISTER: Final = re.compile(r"%?[rw]\d+|%\w*", re.ASCII)
 
 # A 64-bit number has 20 decimal digits; more than this is refused unread, as int() is quadratic.
 _DIGITS: Final = 40
+_MESSAGE: Final = 300
 
 # kind, text, column (from 0)
 Token = tuple[str, str, int]
@@ -49,6 +50,8 @@ class Source:
 
     def error(self, message: str, column: int) -> TextError:
         """An error at *column*, counted from 0."""
+        if len(message) > _MESSAGE:  # it quotes the text
+            message = message[: _MESSAGE - 1] + "…"
         return TextError(message, self.line, column + 1, self.text, self.filename)
 
 
