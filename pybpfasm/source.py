@@ -48,10 +48,10 @@ def capture(entry: CodeType | None, depth: int = 2) -> Origin:
     code = frame.f_code
     if code is entry or entry is None:
         if code.co_filename not in known_modules:
-            known_modules[code.co_filename] = frame.f_globals.get("__name__", "")
+            known_modules[code.co_filename] = _module(frame)
         return (code, frame.f_lasti, None)
     if code.co_filename not in known_modules:
-        known_modules[code.co_filename] = frame.f_globals.get("__name__", "")
+        known_modules[code.co_filename] = _module(frame)
     return (code, frame.f_lasti, _callers(frame.f_back, entry))
 
 
@@ -69,7 +69,7 @@ def _callers(frame: FrameType | None, entry: CodeType) -> Origin | None:
         code = at.f_code
         if code.co_filename not in INTERNAL:
             if code.co_filename not in known_modules:
-                known_modules[code.co_filename] = at.f_globals.get("__name__", "")
+                known_modules[code.co_filename] = _module(at)
             chain.append((code, at.f_lasti))
             if code is entry:
                 break
@@ -160,7 +160,7 @@ def raised_at(error: BaseException, entry: CodeType | None) -> SourceLocation | 
     while trace is not None:
         code = trace.tb_frame.f_code
         if (code is entry or origin is not None) and code.co_filename not in INTERNAL:
-            known_modules.setdefault(code.co_filename, trace.tb_frame.f_globals.get("__name__", ""))
+            known_modules.setdefault(code.co_filename, _module(trace.tb_frame))
             origin = (code, trace.tb_lasti, origin)
         trace = trace.tb_next
     return None if origin is None else resolve(origin)
