@@ -157,10 +157,10 @@ def getsockopt(b: Asm, ctx: SockOpt, settings: Settings) -> None:
     b.label("too_small")
     count(b, counters.buffer_too_small)
     b.label("keep")
-    # A length beyond the buffer, though the kernel has succeeded: some options do not count bytes (SO_GET_FILTER
-    # counts instructions), and the kernel would turn it into EFAULT for any program's sake. A length of 0 means
-    # that the caller's buffer and length stay as the kernel left them. No other length may be changed: it may be
-    # the answer of another program at this hook.
+    # A length beyond the buffer, though the kernel has succeeded: some options do not count bytes
+    # (SO_GET_FILTER counts instructions), and merely because a program is here the kernel would turn that
+    # into EFAULT. A length of 0 means that the caller's buffer and length stay as the kernel left them. No
+    # other length may be changed, because it may be another program's answer.
     b.r2 = ctx.retval
     b.If(b.w2 != 0).goto("kept")
     b.r4 = ctx.optlen

@@ -2,12 +2,13 @@
 """Sockops: enrol both ends of a connection from Envoy to the application, before any payload.
 
 Envoy's end comes first: it is established when the SYN-ACK arrives, the application's when the ACK of that
-does. It leaves a note for the application's end, which enrols only where it finds one, and leaves one in return.
-So the pair is complete or, where the application's end is out of reach, Envoy's end alone is enrolled, finds no
-note with its first message, and stays native.
+does. It leaves a note for the application's end, which enrols only where it finds one, and leaves one in
+return. So the pair is complete or, where the application's end is out of reach, Envoy's end alone is
+enrolled, finds no note with its first message, and stays native.
 
-The notes bear the connection's incarnation. To find a socket under the peer's key is not enough: a program that
-is slow to close keeps a dead socket in the sockhash, while a new connection has its addresses and ports already.
+The notes bear the connection's incarnation. To find a socket under the peer's key is not enough: a program
+that is slow to close keeps a dead socket in the sockhash, while a new connection has its addresses and ports
+already.
 """
 
 from __future__ import annotations
@@ -85,8 +86,9 @@ def sockops(b: Asm, ctx: SockOps, settings: Settings) -> None:
     count(b, counters.enrolled_passive)
     b.goto("tell_peer")
 
-    # An enrolled socket sends a segment through the stack. With payload in it, there is no redirecting any more:
-    # a call that had begun before the connection was established (TCP Fast Open does that) is not seen by sk_msg.
+    # An enrolled socket sends a segment through the stack. With payload in it, there is no redirecting any
+    # more: a call that had begun before the connection was established, as with TCP Fast Open, is not seen by
+    # sk_msg.
     b.label("transmitted")
     b.r2 = ctx.skb_len  # at this point without headers
     b.If(b.r2 == 0).goto("done")

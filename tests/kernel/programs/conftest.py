@@ -37,7 +37,7 @@ VARIANTS = {
 
 @pytest.fixture(scope="module")
 def rigs() -> Iterator[dict[str, Rig]]:
-    """An instance for each of `VARIANTS`, with both TC programs in the two variants for links with a header."""
+    """An instance for each of `VARIANTS`, with both TC programs in both variants for links with a header."""
     made: dict[str, Rig] = {}
     try:
         for name, chosen in VARIANTS.items():

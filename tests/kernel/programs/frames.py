@@ -3,16 +3,10 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass, replace
 from typing import Any
 
-logging.getLogger("scapy").setLevel(logging.CRITICAL)
-
-from scapy.layers.inet import IP, TCP, UDP, IPOption_NOP  # noqa: E402
-from scapy.layers.inet6 import IPv6  # noqa: E402
-from scapy.layers.l2 import Ether  # noqa: E402
-from scapy.packet import Raw  # noqa: E402
+from tests.kernel.programs.scapy_layers import IP, TCP, UDP, Ether, IPOption_NOP, IPv6, Raw
 
 HOST_MAC = "00:00:00:00:00:00"  # of lo, on which a test run takes place
 OTHER_MAC = "02:00:00:00:00:99"

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only
-"""What should happen to a frame, written from the rules and from the header formats (RFC 791, 8200, 9293, IEEE
-802.1Q), with nothing taken from the programs."""
+"""What should happen to a frame, written from the rules and from the header formats, with nothing taken from
+the programs (RFC 791, 4302, 8200, 9293; IEEE 802.1Q)."""
 
 from __future__ import annotations
 

@@ -3,8 +3,11 @@
 
 from __future__ import annotations
 
+import errno
 import struct
-from collections.abc import Sequence
+import subprocess
+import time
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address
@@ -49,6 +52,29 @@ class Flow:
             + address16(self.server)
             + struct.pack(">HBB", self.client_port, IPPROTO_TCP, family)
         )
+
+
+def add_addresses(*addresses: str) -> None:
+    """Give ``lo`` addresses."""
+    for address in addresses:
+        command = ["ip", "addr", "add", address, "dev", "lo", *(["nodad"] if ":" in address else [])]
+        subprocess.run(command, check=True, capture_output=True)
+
+
+# The last is what a second attempt may answer where the first one has failed.
+RETRY = (errno.ENETUNREACH, errno.EADDRNOTAVAIL, errno.ECONNABORTED)
+
+
+def patiently(connect: Callable[[], None]) -> None:
+    """Connect, to an address that is new perhaps: IPv6 takes its time until one can be reached."""
+    deadline = time.monotonic() + 5
+    while True:
+        try:
+            return connect()
+        except OSError as error:
+            if error.errno not in RETRY or time.monotonic() > deadline:
+                raise
+            time.sleep(0.005)
 
 
 class Rig:

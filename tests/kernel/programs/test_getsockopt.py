@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only
 """cgroup/getsockopt on real sockets: the answer to SO_ORIGINAL_DST, and that nothing else is changed.
 
-"Not changed" is tested by asking twice, without and with the program: same result, errno, length, and bytes of
-the whole buffer, the part behind the answer included.
+"Not changed" is tested by asking twice, without and with the program: same result, errno, length, and bytes
+of the whole buffer, the part behind the answer included.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ import mmap
 import os
 import socket
 import struct
-import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import pytest
@@ -30,7 +30,7 @@ from pybpfasm.asm import Asm
 from pybpfasm.kernel.context import SockOpt
 from pybpfasm.kernel.enums import AttachType
 from pybpfasm.program import cgroup_sockopt
-from tests.kernel.programs.rig import Flow, Rig
+from tests.kernel.programs.rig import Flow, Rig, add_addresses, patiently
 
 GETSOCKOPT = AttachType.CGROUP_GETSOCKOPT
 ENVOY, SERVICE = 8080, 8000
@@ -125,7 +125,7 @@ def connection(listen_on: str, connect_to: str, port: int = ENVOY) -> Iterator[C
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((listen_on, port))
         listener.listen()
-        client.connect((connect_to, port))
+        patiently(partial(client.connect, (connect_to, port)))
         server, _ = listener.accept()
         with server:
             flow = Flow(connect_to, client.getsockname()[1], connect_to)
@@ -226,7 +226,7 @@ def test_the_question_must_have_the_level_of_the_connections_family(rig: Rig, cg
 def test_an_ipv6_client_whose_address_ends_like_a_mapped_one(rig: Rig, cgroup: Cgroup) -> None:
     """The upper half of the address decides too."""
     for address in ("2001:db8::ffff:a00:1", "0:0:0:1:0:ffff:a00:1"):
-        subprocess.run(["ip", "addr", "add", f"{address}/128", "dev", "lo", "nodad"], check=True)
+        add_addresses(f"{address}/128")
         with connection(address, address) as c:
             rig.put(Flow("10.0.0.1", c.flow.client_port, "10.0.0.1"), SERVICE)
             before = ask(c.server, SOL_IP, ORIGINAL_DST, 128)

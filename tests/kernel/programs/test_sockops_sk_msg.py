@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only
-"""sockops and sk_msg on real sockets: who is enrolled, that every byte arrives once, in order, at the right one.
+"""sockops and sk_msg on real sockets: who is enrolled, and that every byte arrives once, in order, where it
+is meant to.
 
-This process plays Envoy (its sockets bear the mark) and the application, in a cgroup and a network namespace of
-its own.
+This process plays Envoy (its sockets bear the mark) and the application, in a cgroup and a network namespace
+of its own.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +35,7 @@ from loader.objects import Link, attach_to_sockmap
 from loader.process import CLONE_NEWNET, setns, unshare
 from programs.settings import Mark, Ports, Settings
 from pybpfasm.kernel.enums import AttachType
-from tests.kernel.programs.rig import Rig, address16
+from tests.kernel.programs.rig import Rig, add_addresses, address16, patiently
 
 MARK = 4242
 SERVICE = 8000
@@ -130,7 +132,7 @@ def connect(
     target = to or listen_on
     with listen(listen_on, port) as listener:
         envoy = marked(target, mark, source)
-        envoy.connect((target, port))
+        patiently(partial(envoy.connect, (target, port)))
         app, _ = listener.accept()
         app.settimeout(5)
         return Pair(envoy, app)
@@ -170,23 +172,6 @@ def netns_cookie() -> int:
 
 def ip(*arguments: str) -> None:
     subprocess.run(["ip", *arguments], check=True, capture_output=True)
-
-
-def add_addresses(*addresses: str) -> None:
-    """Give ``lo`` addresses, and wait until they can be reached: an IPv6 one takes its time."""
-    for address in addresses:
-        ip("addr", "add", address, "dev", "lo", *(["nodad"] if ":" in address else []))
-        host = address.partition("/")[0]
-        deadline = time.monotonic() + 5
-        while True:
-            with socket.socket(kind_of(host), socket.SOCK_DGRAM) as probe:
-                try:
-                    probe.bind((host, 0))
-                    probe.connect((host, 9))
-                    break
-                except OSError:
-                    assert time.monotonic() < deadline
-                    time.sleep(0.01)
 
 
 # --- Who is enrolled. ---------------------------------------------------------------------------------------
@@ -318,7 +303,7 @@ def test_the_same_tuple_in_two_namespaces(rig: Rig, stack: ExitStack) -> None:
     pairs = [stack.enter_context(connect(source=("127.0.0.1", 50000)))]
     with stack.enter_context(second_netns()).entered():
         pairs.append(stack.enter_context(connect(source=("127.0.0.1", 50000))))
-    assert rig.moved() == {name: 2 for name in PAIR}
+    assert rig.moved() == dict.fromkeys(PAIR, 2)
     assert rig.sockets.count() == 4
     for _ in range(3):
         for number, pair in enumerate(pairs):
@@ -498,7 +483,7 @@ def test_order_of_plain_connections(rig: Rig) -> None:
 
 
 def test_order_under_defer_accept(rig: Rig) -> None:
-    """The application's end is established by the first data, which has come natively: Envoy's stays native."""
+    """The application's end is established by the first data, which has come natively: Envoy's stays so."""
 
     def prepare(listener: socket.socket) -> None:
         listener.setsockopt(socket.IPPROTO_TCP, TCP_DEFER_ACCEPT, 5)

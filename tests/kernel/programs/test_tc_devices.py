@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only
 """The TC programs on real devices, with the kernel's own TCP as the judge of what they make.
 
-A tap or tun device gives packets of any shape to the stack: without a link header, and with headers outside the
-linear part, which a test run can't make. A veth pair carries connections with checksum and segmentation offload
-on and off.
+A tap or tun device gives packets of any shape to the stack: without a link header, and with headers outside
+the linear part, which a test run can't make. A veth pair carries connections with checksum and segmentation
+offload on and off.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from pybpfasm.kernel.context import SkBuff
 from pybpfasm.kernel.enums import AttachType, TcxAction
 from pybpfasm.program import sched_cls
 from tests.kernel.programs import frames
+from tests.kernel.programs import scapy_layers as scapy
 from tests.kernel.programs.frames import AH, DESTINATION, FRAGMENT, HOP_BY_HOP, Frame
 from tests.kernel.programs.oracle import ACK, SYN
 from tests.kernel.programs.rig import Rig
@@ -113,14 +114,14 @@ class Tun:
         os.write(self.file, struct.pack("=BBHHHH", 0, 0, linear, 0, 0, 0) + raw)
 
     def answer(self, frame: Frame, timeout: float = 1.0) -> tuple[int, int, int] | None:
-        """Source port, flags and acknowledgement number of the packet that comes back for *frame*, or None."""
+        """Source port, flags and acknowledgement number of the answer to *frame*, or None."""
         deadline = time.monotonic() + timeout
-        kind = frames.IP if frame.family == 4 else frames.IPv6
+        kind = scapy.IP if frame.family == 4 else scapy.IPv6
         while select.select([self.file], [], [], max(0.0, deadline - time.monotonic()))[0]:
             raw = os.read(self.file, 1 << 16)[10:]
-            packet = frames.parse(raw) if self.tap else (frames.IP if raw[0] >> 4 == 4 else frames.IPv6)(raw)
-            if kind in packet and frames.TCP in packet and packet[frames.TCP].dport == frame.sport:
-                tcp = packet[frames.TCP]
+            packet = frames.parse(raw) if self.tap else (scapy.IP if raw[0] >> 4 == 4 else scapy.IPv6)(raw)
+            if kind in packet and scapy.TCP in packet and packet[scapy.TCP].dport == frame.sport:
+                tcp = packet[scapy.TCP]
                 return int(tcp.sport), int(tcp.flags), int(tcp.ack)
         return None
 
@@ -250,17 +251,17 @@ def test_fragments_are_put_together_behind_the_program(
     for at, piece in [*pieces[1:], pieces[0]]:
         more = at + len(piece) < len(data)
         if family == 4:
-            ip4 = frames.IP(head)
+            ip4 = scapy.IP(head)
             ip4.flags, ip4.frag, ip4.id = ("MF" if more else 0), at // 8, 77
             del ip4.len, ip4.chksum
-            made = bytes(ip4 / frames.Raw(piece))
+            made = bytes(ip4 / scapy.Raw(piece))
         else:
             extension = bytes([6, 0]) + (at | more).to_bytes(2, "big") + b"\0\0\0\x4d"
-            ip6 = frames.IPv6(head)
+            ip6 = scapy.IPv6(head)
             del ip6.plen
             ip6.nh = FRAGMENT
             ip6.remove_payload()
-            made = bytes(ip6 / frames.Raw(extension + piece))
+            made = bytes(ip6 / scapy.Raw(extension + piece))
         ethernet = whole.but(mac=MAC).bytes()[:14]
         os.write(tap.file, bytes(10) + ethernet + made)
     assert tap.answer(whole) == (SERVICE, SYN | ACK, 8)

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.kernel.programs import frames
+from tests.kernel.programs import scapy_layers as scapy
 from tests.kernel.programs.frames import AH, DESTINATION, FRAGMENT, Frame, checksums, same
 from tests.kernel.programs.oracle import ACK, FIN, PSH, RST, SYN, locate
 from tests.kernel.programs.rig import NEXT, Rig
@@ -48,7 +49,7 @@ def test_an_answer_comes_from_the_port_that_the_client_addressed(
     rig.put(flow_of(frame), port)
     answer = frame.answer(sport=ENVOY, flags=SYN | ACK, tags=tags, payload=b"answer")
     retval, out = rig.run(rig.load("egress"), answer.bytes())
-    read = frames.parse(out)[frames.TCP]
+    read = frames.parse(out)[scapy.TCP]
     assert (retval, read.sport, read.dport) == (NEXT, port, frame.sport)
     assert checksums(out)
     assert rig.moved() == {"egress.restored": 1}

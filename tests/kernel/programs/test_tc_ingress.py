@@ -19,6 +19,7 @@ from loader.netns import interface
 from loader.objects import Program
 from programs.packet import Interface
 from tests.kernel.programs import frames
+from tests.kernel.programs import scapy_layers as scapy
 from tests.kernel.programs.frames import (
     AH,
     DESTINATION,
@@ -97,8 +98,8 @@ def test_a_syn_is_sent_to_envoy_behind_tags(
     retval, out = rig.run(rig.load("ingress"), frame.bytes())
     assert retval == NEXT
     read = frames.parse(out)
-    assert read[frames.TCP].dport == ENVOY
-    assert (read[frames.TCP].sport, read[frames.TCP].seq) == (frame.sport, frame.seq)
+    assert read[scapy.TCP].dport == ENVOY
+    assert (read[scapy.TCP].sport, read[scapy.TCP].seq) == (frame.sport, frame.seq)
     assert checksums(out)
     assert rig.flows() == {flow_of(frame).key: (8000, 0, frame.seq)}
     assert rig.moved() == {"ingress.new_flows": 1, "ingress.redirected": 1}
@@ -115,7 +116,7 @@ def test_ipv4_options_of_every_length(rig_of: Callable[[str], Rig], words: int) 
     rig = rig_of("plain")
     frame = Frame(options=words, tcp_options=words % 3, payload=b"x" * words)
     retval, out = rig.run(rig.load("ingress"), frame.bytes())
-    assert (retval, frames.parse(out)[frames.TCP].dport) == (NEXT, ENVOY)
+    assert (retval, frames.parse(out)[scapy.TCP].dport) == (NEXT, ENVOY)
     assert checksums(out)
     assert same(out, frame.but(dport=ENVOY).bytes(), 14 + 20 + 4 * words + 16)
 
@@ -173,7 +174,7 @@ def test_arp_passes(rig_of: Callable[[str], Rig]) -> None:
 
 @pytest.mark.parametrize("family", [4, 6])
 def test_fragments(rig_of: Callable[[str], Rig], family: int) -> None:
-    """A first fragment is translated as a whole packet is, a later one passes, whatever its bytes look like."""
+    """A first fragment is translated as a whole packet is; a later one passes, whatever is in it."""
     rig = rig_of("plain")
     program = rig.load("ingress")
     for offset, more in (
@@ -309,7 +310,7 @@ def test_ports_at_the_edges_of_ranges(rig_of: Callable[[str], Rig]) -> None:
         rig.clear()
         retval, out = rig.run(program, Frame(dport=port).bytes())
         assert retval == NEXT
-        assert (frames.parse(out)[frames.TCP].dport == ENVOY) == (port in wanted), port
+        assert (frames.parse(out)[scapy.TCP].dport == ENVOY) == (port in wanted), port
         assert rig.moved() == ({"ingress.new_flows": 1, "ingress.redirected": 1} if port in wanted else {})
 
 
@@ -378,7 +379,7 @@ def test_payloads(rig_of: Callable[[str], Rig], size: int) -> None:
         assert rig.run(program, frame.bytes())[0] == NEXT
         retval, out = rig.run(program, frame.but(flags=ACK | PSH, payload=payload).bytes())
         assert retval == NEXT and checksums(out)
-        assert bytes(frames.parse(out)[frames.TCP].payload) == payload
+        assert bytes(frames.parse(out)[scapy.TCP].payload) == payload
 
 
 # --- Flows. -------------------------------------------------------------------------------------------------
