@@ -216,6 +216,7 @@ def test_other_settings_take_the_place_of_the_old(site: Site, method: str, words
     assert len(site.attached()) == (4 if method == "tcx" else 2)
     site.down()
     assert site.pins() == []
+    assert clsact_interfaces() == []
 
 
 def test_acceleration_comes_and_goes(site: Site) -> None:

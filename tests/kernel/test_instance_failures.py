@@ -190,7 +190,12 @@ def test_kill_leaves_nothing_that_the_next_does_not_remove(site: Site, method: s
             assert site.attached() == [], f"call {step}"
             assert filters() == [], f"call {step}"
         else:
-            # Whatever was reached, up brings it to what it should be.
+            # Whatever was reached, tidying leaves alone what is up, and up brings it to what it should be.
+            site.down("--name", "another")
+            hooks = 3 if status == -signal.SIGKILL else 4
+            assert len(site.attached()) == (hooks if method == "tcx" else hooks - 2), f"call {step}"
+            assert len(filters()) == (0 if method == "tcx" else 3), f"call {step}"
+            assert not any("detached" in line or "gone" in line for line in site.status()["drift"])
             site.up("--no-accelerate")
             status_now = site.status()
             assert status_now["drift"] == [], f"call {step}"
