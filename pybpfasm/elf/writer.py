@@ -404,7 +404,11 @@ class _Writer:
         self.symbols[key] = _Symbol(name, section, offset, size, STB_GLOBAL, STT_OBJECT)
 
     def _map_definitions(self) -> None:
-        definitions = [spec for spec in self.maps if self.data_section(spec) is None]
+        # libbpf makes maps in this order, and those that others hold from the start have to be there.
+        definitions = sorted(
+            (spec for spec in self.maps if self.data_section(spec) is None),
+            key=lambda spec: bool(getattr(spec, "initial", ())),
+        )
         if not definitions:
             return
         names = {program.name: f"program {program.name}" for program in self.programs}
@@ -439,6 +443,7 @@ class _Writer:
             integer = self.types.add_int("int", 4, signed=True)
             add(name, self.types.add_ptr(self.types.add_array(integer, value, self._index_type())))
 
+        functions = spec.type is MapType.PROG_ARRAY and bool(getattr(spec, "initial", ()))
         add_number("type", int(spec.type))
         described = spec.btf(self.byteorder)
         ids: dict[int, int] = {}
@@ -450,7 +455,7 @@ class _Writer:
             ("key", spec.key_size, described[1] if described else 0, spec.key),
             ("value", spec.value_size, described[2] if described else 0, spec.value),
         ):
-            if name == "value" and spec.inner is not None:
+            if name == "value" and (spec.inner is not None or functions):
                 continue
             if source:
                 add(name, self.types.add_ptr(ids[source]))
@@ -467,11 +472,14 @@ class _Writer:
         if getattr(spec, "pinned", False):
             add_number("pinning", 1)
         size = 8 * len(members)
-        if spec.inner is not None:
+        if spec.inner is not None or functions:
             if inner:
                 raise ElfError(f"map {spec.name}: maps are nested only once")
-            definition, _ = self._definition(spec.inner, inner=True)
-            pointer = self.types.add_ptr(definition)
+            if spec.inner is not None:
+                element, _ = self._definition(spec.inner, inner=True)
+            else:
+                element = self.types.add_func_proto(self.types.add_int("int", 4, signed=True))
+            pointer = self.types.add_ptr(element)
             members.append(("values", self.types.add_array(pointer, 0, self._index_type()), 8 * size))
         return self.types.add_struct("", size, members), size
 
