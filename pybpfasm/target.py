@@ -22,10 +22,10 @@ VERSIONS: Final = ("v1", "v2", "v3", "v4", "v5")
 
 # What to write where a target lacks an instruction, by the form's name without a final 32.
 _INSTEAD: Final = {
-    "jlt": "exchange the operands and use >",
-    "jle": "exchange the operands and use >=",
-    "jslt": "exchange the operands and use s>",
-    "jsle": "exchange the operands and use s>=",
+    "jlt": "exchange the operands and use >, or jump over it with >=",
+    "jle": "exchange the operands and use >=, or jump over it with >",
+    "jslt": "exchange the operands and use s>, or jump over it with s>=",
+    "jsle": "exchange the operands and use s>=, or jump over it with s>",
     "movsx": "shift left, then arithmetically right",
     "ldxs": "load, shift left, then arithmetically right",
     "bswap": "use be or le, whichever swaps on the machine",

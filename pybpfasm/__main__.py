@@ -1,0 +1,11 @@
+# SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only
+"""``python -m pybpfasm``."""
+
+from __future__ import annotations
+
+import sys
+
+from pybpfasm.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,501 @@
+# SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only
+"""The command line, ``python -m pybpfasm``.
+
+What a command works on is named in one of these ways:
+
+    prog.s                       assembly text (any other name than those below)
+    prog.bin                     instructions as bytes
+    prog.o, prog.o:name          an ELF object, or one of its programs
+    package.module:program       a program, or a function without parameters that returns one
+    file.py:program(8000)        the same in a file; settings are Python constants
+    -                            standard input, text or bytes
+
+Exit status: 0 done, 1 failed, 2 wrong usage. Errors go to standard error and say what to do.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import bisect
+import importlib
+import importlib.util
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Final
+
+from pybpfasm.errors import PybpfasmError, suggestion
+
+if TYPE_CHECKING:
+    from pybpfasm.instruction import Instruction
+    from pybpfasm.layout import ByteOrder
+    from pybpfasm.program import Function, ProgramSpec
+
+__all__ = ["CliError", "load_programs", "main"]
+
+_ELF: Final = b"\x7fELF"
+
+
+class CliError(PybpfasmError):
+    """What was asked for can't be done; the message says why and what to do next."""
+
+
+class UsageError(CliError):
+    """The command was not written as it must be."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit status."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments[:1] == ["check"]:
+        return _guarded(lambda: _foreign("check", arguments[1:]))
+    try:
+        options = _parser().parse_args(arguments)
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else 2
+    return _guarded(lambda: int(options.run(options)))
+
+
+def _guarded(command: Any) -> int:
+    try:
+        status: int = command()
+        sys.stdout.flush()
+        return status
+    except UsageError as error:
+        print(f"pybpfasm: {error}", file=sys.stderr)
+        return 2
+    except PybpfasmError as error:
+        print(f"pybpfasm: {error}", file=sys.stderr)
+        return 1
+    except BrokenPipeError:  # whoever read our output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"pybpfasm: {where}{error.strerror or error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m pybpfasm",
+        description="Assemble, disassemble, draw, check and run eBPF programs.",
+        epilog=(__doc__ or "").partition("\n\n")[2],
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    def command(name: str, run: Any, help: str, what: str = "text, bytes, an object or a program") -> Any:
+        one = commands.add_parser(name, help=help, description=help)
+        one.set_defaults(run=run)
+        one.add_argument("target", help=what)
+        return one
+
+    asm = command("asm", _asm, "assemble text, or a program, to bytes", "a file of text, or a program")
+    asm.add_argument("-o", "--output", metavar="FILE", help="where to write (default: standard output)")
+    asm.add_argument("--format", choices=("bin", "hex"), help="default: hex on standard output, else bin")
+    asm.add_argument(
+        "--target", dest="level", metavar="LEVEL", help="refuse what this lacks: v1 to v5, or a Linux release"
+    )
+    _byteorder(asm)
+
+    dis = command("dis", _dis, "disassemble to the kernel's syntax")
+    dis.add_argument("--no-lines", action="store_true", help="leave out the Python lines")
+    _byteorder(dis)
+
+    cfg = command("cfg", _cfg, "draw the control-flow graph as SVG")
+    cfg.add_argument("-o", "--output", metavar="FILE", help="where to write (default: standard output)")
+    _byteorder(cfg)
+
+    elf = commands.add_parser(
+        "elf", help="write programs as an ELF object, or list an object", description=_elf.__doc__
+    )
+    elf.set_defaults(run=_elf)
+    elf.add_argument("targets", nargs="+", metavar="target", help="programs to write, or one object to list")
+    elf.add_argument("-o", "--output", metavar="FILE", help="the object to write")
+
+    commands.add_parser("check", help="check programs before they are loaded", add_help=False)
+
+    run = command("run", _run, "run a program without a kernel")
+    given = run.add_mutually_exclusive_group()
+    given.add_argument("--hex", metavar="BYTES", help="the packet, or the memory that r1 points at")
+    given.add_argument("--file", metavar="FILE", help="the same from a file")
+    _byteorder(run)
+    return parser
+
+
+def _byteorder(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--big-endian", dest="byteorder", action="store_const", const="big", default="little",
+        help="bytes of a big-endian machine",
+    )  # fmt: skip
+
+
+# Finding what a target names.
+def load_programs(target: str, byteorder: ByteOrder = "little") -> list[ProgramSpec]:
+    """The programs that *target* names (see the top of this module).
+
+    Text and bytes are a program of type ``UNSPEC`` with the file's name. Raises `PybpfasmError`, `OSError`.
+    """
+    path, separator, name = target.rpartition(":")
+    if separator and not Path(target).exists():
+        if path.endswith(".py") or not Path(path).exists():
+            return [_from_module(path, name)]
+        return [_from_object(Path(path).read_bytes(), path, name)]
+    if target.endswith(".py") and Path(target).is_file():
+        raise UsageError(
+            f"{target} is a module; name what is in it, {target}:program{_listed(_file(target))}"
+        )
+    if target != "-" and not Path(target).exists() and _is_module(target):
+        raise UsageError(
+            f"{target} is a module; name what is in it, {target}:program{_listed(_module(target))}"
+        )
+    data = sys.stdin.buffer.read() if target == "-" else Path(target).read_bytes()
+    if data.startswith(_ELF):
+        from pybpfasm.elf import read_object
+
+        found = list(read_object(data).programs.values())
+        if not found:
+            raise CliError(f"{target} has no programs")
+        return list(found)
+    return [_bare(data, target, byteorder)]
+
+
+def _one(target: str, byteorder: ByteOrder) -> ProgramSpec:
+    found = load_programs(target, byteorder)
+    if len(found) > 1:
+        names = ", ".join(spec.name for spec in found)
+        raise UsageError(f"{target} has several programs ({names}); name one, {target}:{found[0].name}")
+    return found[0]
+
+
+def _bare(data: bytes, target: str, byteorder: ByteOrder) -> ProgramSpec:
+    """Text or bytes as a program."""
+    from pybpfasm.instruction import decode
+    from pybpfasm.kernel.enums import ProgType
+    from pybpfasm.program import ProgramSpec
+
+    name = "stdin" if target == "-" else Path(target).stem
+    labels: dict[int, str] = {}
+    if _is_text(data):
+        from pybpfasm.text import parse
+
+        assembly = parse(data.decode(), filename="<stdin>" if target == "-" else target)
+        instructions = assembly.instructions
+        labels = {slot: label for label, slot in reversed(assembly.labels.items())}
+    else:
+        instructions = decode(data, byteorder)
+    if not instructions:
+        raise CliError(f"{target} has no instructions")
+    return ProgramSpec(
+        name,
+        ProgType.UNSPEC,
+        None,
+        "GPL",
+        tuple(instructions),
+        tuple(_functions(instructions, labels, name)),
+        byteorder,
+    )
+
+
+def _functions(instructions: list[Instruction], labels: dict[int, str], name: str) -> Iterator[Function]:
+    """The functions of bare instructions: what is called or has its address taken begins one."""
+    from pybpfasm.isa import LD_IMM64, OP_CALL, CallKind, Imm64
+    from pybpfasm.program import Function
+
+    slots: list[int] = []
+    at = 0
+    starts = {0}
+    for insn in instructions:
+        slots.append(at)
+        if (insn.opcode == OP_CALL and insn.src == CallKind.LOCAL) or (
+            insn.opcode == LD_IMM64 and insn.src == Imm64.FUNC
+        ):
+            starts.add(at + 1 + insn.imm)
+        at += insn.slots
+    ordered = sorted(starts & set(slots))
+    for start, end in zip(ordered, [*ordered[1:], at], strict=True):
+        first = bisect.bisect_left(slots, start)
+        inside = {
+            bisect.bisect_left(slots, slot) - first: label
+            for slot, label in labels.items()
+            if start < slot < end
+        }
+        shown = labels.get(start, f"function_{start}" if start else name)
+        yield Function(shown, start, (), None, inside)
+
+
+def _is_text(data: bytes) -> bool:
+    """Whether *data* is text: instructions as bytes have zeros in them, or are no UTF-8."""
+    if b"\0" in data:
+        return False
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _from_object(data: bytes, path: str, name: str) -> ProgramSpec:
+    if not data.startswith(_ELF):
+        raise UsageError(f"{path} is no ELF object; leave out :{name}")
+    from pybpfasm.elf import read_object
+
+    return read_object(data).program(name)
+
+
+def _is_module(name: str) -> bool:
+    if not all(part.isidentifier() for part in name.split(".")):
+        return False
+    try:
+        return importlib.util.find_spec(name) is not None
+    except (ImportError, ValueError):
+        return False
+
+
+def _module(name: str) -> ModuleType:
+    if "" not in sys.path:
+        sys.path.insert(0, "")
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is not None and (name == error.name or name.startswith(error.name + ".")):
+            raise CliError(
+                f"there is no module {name!r}: run this where the package is, or name a file, file.py:program"
+            ) from None
+        raise CliError(f"{name} needs the module {error.name!r}, which is not installed") from None
+    except PybpfasmError:
+        raise
+    except Exception as error:
+        raise CliError(f"{name} can't be imported: {_place(error)}") from error
+
+
+def _file(path: str) -> ModuleType:
+    name = Path(path).stem
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise CliError(f"{path} is no Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules.setdefault(name, module)
+    sys.path.insert(0, str(Path(path).resolve().parent))
+    try:
+        spec.loader.exec_module(module)
+    except (PybpfasmError, OSError):
+        raise
+    except Exception as error:
+        raise CliError(f"{path} can't be imported: {_place(error)}") from error
+    return module
+
+
+def _place(error: BaseException) -> str:
+    """An error of somebody's code, and where it came from."""
+    traceback = error.__traceback__
+    where = ""
+    while traceback is not None:
+        frame = traceback.tb_frame.f_code.co_filename
+        if not frame.startswith("<frozen") and os.path.dirname(frame) != os.path.dirname(__file__):
+            where = f" ({frame}:{traceback.tb_lineno})"
+        traceback = traceback.tb_next
+    return f"{type(error).__name__}: {error}{where}"
+
+
+def _programs_in(module: ModuleType) -> list[str]:
+    from pybpfasm.program import ProgramSpec, Template
+
+    return [name for name, value in vars(module).items() if isinstance(value, (ProgramSpec, Template))]
+
+
+def _listed(module: ModuleType) -> str:
+    names = _programs_in(module)
+    return f" (it has {', '.join(names)})" if names else " (it has no programs)"
+
+
+def _from_module(module_name: str, expression: str) -> ProgramSpec:
+    from pybpfasm.program import ProgramSpec, Template
+
+    name, positional, keywords = _call(expression)
+    if module_name.endswith(".py"):
+        if not Path(module_name).is_file():
+            raise CliError(f"there is no file {module_name}")
+        module = _file(module_name)
+    else:
+        if not module_name or not all(part.isidentifier() for part in module_name.split(".")):
+            raise CliError(
+                f"there is no file {module_name}:{expression}, and {module_name!r} is no module's name"
+            )
+        module = _module(module_name)
+    found: Any = module
+    for part in name.split("."):
+        try:
+            found = getattr(found, part)
+        except AttributeError:
+            known = _programs_in(module)
+            raise CliError(
+                f"{module_name} has no {name!r}{suggestion(name, known)}{_listed(module)}"
+            ) from None
+    try:
+        if isinstance(found, Template):
+            found = found.build(*positional, **keywords)
+        elif callable(found) and not isinstance(found, ProgramSpec):
+            found = found(*positional, **keywords)
+            if isinstance(found, Template):
+                found = found.build()
+    except PybpfasmError:
+        raise
+    except TypeError as error:
+        if "positional argument" in str(error) or "keyword argument" in str(error):
+            raise UsageError(
+                f"{name} takes settings: {error}. Write them as constants, {module_name}:{name}(8000), or "
+                "name a function without parameters that returns the program"
+            ) from None
+        raise CliError(f"{module_name}:{expression} failed: {_place(error)}") from error
+    except Exception as error:
+        raise CliError(f"{module_name}:{expression} failed: {_place(error)}") from error
+    if not isinstance(found, ProgramSpec):
+        raise CliError(
+            f"{module_name}:{expression} is a {type(found).__name__}, "
+            "not a program or a function that returns one"
+        )
+    return found
+
+
+def _call(expression: str) -> tuple[str, list[Any], dict[str, Any]]:
+    """``name`` or ``name(1, key="x")``: the name and the arguments."""
+    try:
+        tree = ast.parse(expression, mode="eval").body
+        if isinstance(tree, ast.Call):
+            positional = [ast.literal_eval(argument) for argument in tree.args]
+            keywords = {
+                word.arg: ast.literal_eval(word.value) for word in tree.keywords if word.arg is not None
+            }
+            tree = tree.func
+        else:
+            positional, keywords = [], {}
+        name = ast.unparse(tree)
+        if not all(part.isidentifier() for part in name.split(".")):
+            raise ValueError(name)
+    except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
+        raise UsageError(
+            f"{expression!r} is neither a name nor a call with constants, such as program(8000, 'eth0')"
+        ) from None
+    return name, positional, keywords
+
+
+# Commands.
+def _write(data: bytes, output: str | None) -> None:
+    if output is None or output == "-":
+        sys.stdout.buffer.write(data)
+    else:
+        Path(output).write_bytes(data)
+
+
+def _asm(options: argparse.Namespace) -> int:
+    spec = _one(options.target, options.byteorder)
+    if options.level is not None:
+        from pybpfasm.target import check_target
+
+        check_target(spec.instructions, options.level)
+    code = spec.code()
+    form = options.format or ("hex" if options.output is None else "bin")
+    if form == "hex":
+        code = b"".join(code[at : at + 8].hex(" ").encode() + b"\n" for at in range(0, len(code), 8))
+    _write(code, options.output)
+    if spec.maps:
+        names = ", ".join(m.name for m in spec.maps)
+        print(f"pybpfasm: descriptors of maps ({names}) are 0 until the program is loaded", file=sys.stderr)
+    return 0
+
+
+def _dis(options: argparse.Namespace) -> int:
+    specs = load_programs(options.target, options.byteorder)
+    print("\n".join(spec.listing(lines=not options.no_lines) for spec in specs), end="")
+    return 0
+
+
+def _cfg(options: argparse.Namespace) -> int:
+    from pybpfasm.cfg import of_program, svg
+
+    spec = _one(options.target, options.byteorder)
+    _write(svg(of_program(spec), spec.location, spec.name).encode(), options.output)
+    return 0
+
+
+def _elf(options: argparse.Namespace) -> int:
+    """Write programs (module:program) as an ELF object with -o, or list what is in an object."""
+    from pybpfasm.elf import read_object, write_object
+
+    if options.output is not None:
+        specs = [spec for target in options.targets for spec in load_programs(target)]
+        _write(write_object(specs), options.output)
+        return 0
+    if len(options.targets) != 1:
+        raise UsageError("name one object to list, or give -o FILE to write the programs to")
+    data = Path(options.targets[0]).read_bytes() if ":" not in options.targets[0] else b""
+    if not data.startswith(_ELF):
+        raise UsageError(f"{options.targets[0]} is no ELF object; to write one, give -o FILE")
+    found = read_object(data)
+    print(f"license {found.license!r}, {found.byteorder}-endian, {'with' if found.btf else 'without'} BTF")
+    for name, spec in found.programs.items():
+        print(
+            f"program {name}: {spec.type.name}, {spec.slots} slots, maps: {_names(m.name for m in spec.maps)}"
+        )
+    for name, map_ in found.maps.items():
+        print(
+            f"map {name}: {map_.type.name}, key {map_.key_size} bytes, value {map_.value_size} bytes, "
+            f"{map_.max_entries} entries"
+        )
+    for note in found.notes:
+        print(f"note: {note}")
+    return 0
+
+
+def _names(names: Any) -> str:
+    return ", ".join(names) or "none"
+
+
+def _foreign(module: str, arguments: list[str]) -> int:
+    """A command that a part of the library brings."""
+    try:
+        found = importlib.import_module(f"pybpfasm.{module}")
+        return int(found.main(arguments))
+    except (ModuleNotFoundError, AttributeError) as error:
+        if isinstance(error, ModuleNotFoundError) and not (error.name or "").startswith("pybpfasm"):
+            raise
+        raise CliError(f"{module} is not part of this installation") from error
+
+
+def _run(options: argparse.Namespace) -> int:
+    from pybpfasm.kernel.enums import ProgType
+
+    spec = _one(options.target, options.byteorder)
+    try:
+        data = bytes.fromhex(options.hex) if options.hex is not None else b""
+    except ValueError:
+        raise UsageError(f"--hex takes bytes in hexadecimal, not {options.hex!r}") from None
+    if options.file is not None:
+        data = Path(options.file).read_bytes()
+    from pybpfasm.emulator import Emulator, Skb, Xdp, run_instructions
+
+    if spec.type is ProgType.UNSPEC:
+        r0, memory = run_instructions(spec.instructions, data)
+        print(f"r0 = {r0:#x}")
+        if memory:
+            print(memory.hex(" "))
+        return 0
+    contexts: dict[ProgType, Any] = {ProgType.SCHED_CLS: Skb, ProgType.SOCKET_FILTER: Skb, ProgType.XDP: Xdp}
+    context = contexts.get(spec.type)
+    if context is None:
+        raise CliError(
+            f"a {spec.type.name} program needs a context that this command can't make: "
+            "use pybpfasm.emulator from Python"
+        )
+    result = Emulator().load(spec).run(context(data))
+    print(f"r0 = {result.r0:#x} ({result.action}) after {result.instructions} instructions")
+    if result.packet != data:
+        print(result.packet.hex(" "))
+    return 0

@@ -1,0 +1,253 @@
+# SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only
+"""``python -m pybpfasm``: what each command does, exit statuses, and errors without a traceback."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import sys
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from pybpfasm.cli import load_programs, main
+from pybpfasm.instruction import encode
+from pybpfasm.text import assemble
+from tests.data.isa.programs import maps_and_calls
+
+ROOT = Path(__file__).resolve().parents[2]
+PROGRAM = "tests.data.isa.programs:maps_and_calls"
+TEXT = "start: r0 = 5\ncall twice\nexit\ntwice: r0 += r0\nback: if r1 == 1 goto back\nexit\n"
+
+MODULE = """
+from pybpfasm.asm import Asm
+from pybpfasm.kernel.context import SkBuff
+from pybpfasm.kernel.enums import AttachType
+from pybpfasm.program import sched_cls
+
+@sched_cls(AttachType.TCX_INGRESS)
+def answer(b: Asm, ctx: SkBuff, value: int, more: int = 0) -> None:
+    b.r0 = value + more
+    b.exit()
+
+@sched_cls(AttachType.TCX_INGRESS)
+def wrong(b: Asm, ctx: SkBuff) -> None:
+    b.r10 = 5
+    b.exit()
+
+@sched_cls(AttachType.TCX_INGRESS)
+def newer(b: Asm, ctx: SkBuff) -> None:
+    b.r0 = 1
+    with b.If(b.r0 >= 1):
+        b.r0 = 2
+    b.exit()
+
+def made():
+    return answer.build(77)
+
+def fails():
+    return 1 / 0
+
+number = 5
+"""
+
+
+@pytest.fixture
+def module(tmp_path: Path) -> str:
+    path = tmp_path / "some_programs.py"
+    path.write_text(MODULE)
+    return str(path)
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> str:
+    path = tmp_path / "prog.s"
+    path.write_text(TEXT)
+    return str(path)
+
+
+def fails(arguments: list[str], status: int, capfd: pytest.CaptureFixture[str]) -> str:
+    assert main(arguments) == status
+    out, err = capfd.readouterr()
+    assert "Traceback" not in err
+    assert not out
+    return err
+
+
+def test_asm_and_dis(text: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["asm", text]) == 0
+    code = encode(assemble(TEXT))
+    assert bytes.fromhex(capfd.readouterr().out) == code
+    out = str(tmp_path / "prog.bin")
+    assert main(["asm", text, "-o", out]) == 0
+    assert Path(out).read_bytes() == code
+    assert main(["asm", text, "--big-endian", "-o", out]) == 0
+    assert Path(out).read_bytes() == encode(assemble(TEXT), "big")
+    assert capfd.readouterr().out == ""
+    assert main(["dis", "--big-endian", out]) == 0
+    listing = capfd.readouterr().out
+    assert encode(assemble(listing)) == code
+    assert "   1: (85) call pc+1\n" in listing
+    assert main(["dis", text]) == 0
+    assert "twice():\n   3: (0f) r0 += r0\nback:\n   4: (15)" in capfd.readouterr().out
+
+
+def test_standard_input(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    class Input:
+        buffer = io.BytesIO(b"r0 = 1\nexit\n")
+
+    monkeypatch.setattr(sys, "stdin", Input)
+    assert main(["asm", "-", "--format", "hex"]) == 0
+    assert capfd.readouterr().out == "b7 00 00 00 01 00 00 00\n95 00 00 00 00 00 00 00\n"
+
+
+def test_dis_of_a_program(capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["dis", PROGRAM]) == 0
+    assert capfd.readouterr().out == maps_and_calls.build().listing()
+    assert main(["dis", "--no-lines", PROGRAM]) == 0
+    assert capfd.readouterr().out == maps_and_calls.build().listing(lines=False)
+
+
+def test_asm_of_a_program_tells_about_maps(capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["asm", PROGRAM]) == 0
+    out, err = capfd.readouterr()
+    assert bytes.fromhex(out) == maps_and_calls.build().code()
+    assert "descriptors of maps (stats, flows, events) are 0" in err
+
+
+def test_settings(module: str) -> None:
+    def value(expression: str) -> int:
+        return load_programs(f"{module}:{expression}")[0].instructions[0].imm
+
+    assert value("answer(5)") == 5
+    assert value("answer(5, more=-2)") == 3
+    assert value("made") == 77
+
+
+def test_targets(module: str, text: str, capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["asm", f"{module}:newer", "--target", "v2"]) == 0
+    assert capfd.readouterr().out
+    err = fails(["asm", f"{module}:newer", "--target", "v1"], 1, capfd)
+    assert "some_programs.py:20: if r0 < 0x1 goto pc+1 is of ISA v2" in err
+    assert "neither an ISA level" in fails(["asm", text, "--target", "v9"], 1, capfd)
+
+
+def test_cfg(text: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "prog.svg"
+    assert main(["cfg", PROGRAM, "-o", str(out)]) == 0
+    root = ElementTree.fromstring(out.read_text())
+    assert "programs.py:36  b.r6 = b.r1" in [
+        "".join(t.itertext()) for t in root.iter("{http://www.w3.org/2000/svg}text")
+    ]
+    assert main(["cfg", text]) == 0
+    ElementTree.fromstring(capfd.readouterr().out)
+
+
+def test_elf(module: str, text: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    out = str(tmp_path / "prog.o")
+    assert main(["elf", f"{module}:made", "-o", out]) == 0
+    assert capfd.readouterr().out == ""
+    assert main(["elf", out]) == 0
+    listed = capfd.readouterr().out
+    assert "license 'Dual BSD/GPL', little-endian, with BTF" in listed
+    assert "program answer: SCHED_CLS, 2 slots, maps: none" in listed
+    for target in (out, f"{out}:answer"):
+        assert main(["dis", target]) == 0
+        assert "0: (b7) r0 = 77" in capfd.readouterr().out
+    assert "no program 'answr'" in fails(["dis", f"{out}:answr"], 1, capfd)
+    assert "is no ELF object" in fails(["elf", text], 2, capfd)
+    assert "is no ELF object; leave out :x" in fails(["dis", f"{text}:x"], 2, capfd)
+    Path(out).write_bytes(Path(out).read_bytes()[:100])
+    fails(["elf", out], 1, capfd)
+
+
+def test_run(text: str, module: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "mem.s"
+    path.write_text("r0 = *(u8 *)(r1 +1)\n*(u8 *)(r1 +0) = 7\nexit")
+    assert main(["run", str(path), "--hex", "01 02 03"]) == 0
+    assert capfd.readouterr().out == "r0 = 0x2\n07 02 03\n"
+    data = tmp_path / "packet"
+    data.write_bytes(bytes(64))
+    assert main(["run", f"{module}:made", "--file", str(data)]) == 0
+    assert capfd.readouterr().out == "r0 = 0x4d (77) after 2 instructions\n"
+    assert "--hex takes bytes in hexadecimal" in fails(["run", text, "--hex", "xyz"], 2, capfd)
+    path.write_text("r0 = *(u8 *)(r1 +1)\nexit")
+    assert fails(["run", str(path)], 1, capfd)
+
+
+@pytest.mark.parametrize(
+    ("target", "status", "message"),
+    [
+        ("MODULE", 2, "is a module; name what is in it"),
+        ("MODULE", 2, "(it has answer, wrong, newer)"),
+        ("tests.data.isa.programs", 2, "(it has maps_and_calls)"),
+        ("MODULE:answr", 1, "has no 'answr'; did you mean 'answer'? (it has answer, wrong, newer)"),
+        ("MODULE:answer", 2, "answer takes settings: "),
+        ("MODULE:answer(1, 2, 3)", 2, "answer takes settings: "),
+        ("MODULE:answer(open('x'))", 2, "neither a name nor a call with constants"),
+        ("MODULE:", 2, "neither a name nor a call with constants"),
+        ("MODULE:1 + 1", 2, "neither a name nor a call with constants"),
+        ("MODULE:" + "(" * 100, 2, "neither a name nor a call with constants"),
+        ("MODULE:number", 1, "is a int, not a program"),
+        ("MODULE:fails", 1, "failed: ZeroDivisionError: division by zero (MODULE:28)"),
+        ("MODULE:wrong", 1, "some_programs.py:14: r10 is the frame pointer and can't be changed"),
+        ("no.such.module:x", 1, "there is no module 'no.such.module'"),
+        ("no/such/file.py:x", 1, "there is no file no/such/file.py"),
+        ("no/such/file.s", 1, "no/such/file.s: No such file or directory"),
+        ("no/such:x", 1, "there is no file no/such:x"),
+        (".", 1, "Is a directory"),
+    ],
+)
+def test_errors(
+    target: str, status: int, message: str, module: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    err = fails(["dis", target.replace("MODULE", module)], status, capfd)
+    assert message.replace("MODULE", module) in err
+
+
+def test_errors_in_files(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "f.s"
+    path.write_text("exit\nr1 = r11\n")
+    assert f"{path}:2:6: register r11 does not exist" in fails(["asm", str(path)], 1, capfd)
+    path.write_bytes(b"")
+    assert "has no instructions" in fails(["asm", str(path)], 1, capfd)
+    path.write_bytes(b"\0" * 8)
+    assert "byte 0: opcode 0x00 does not exist" in fails(["dis", str(path)], 1, capfd)
+    path.write_text("goto +5")
+    assert "slot 0: goto pc+5 goes to slot 6" in fails(["cfg", str(path)], 1, capfd)
+    broken = tmp_path / "broken.py"
+    broken.write_text("import nothing_of_this_name\n")
+    assert "ModuleNotFoundError: No module named 'nothing_of_this_name'" in fails(
+        ["dis", f"{broken}:x"], 1, capfd
+    )
+    broken.write_text("def f(:\n")
+    assert "SyntaxError" in fails(["dis", f"{broken}:x"], 1, capfd)
+
+
+@pytest.mark.parametrize("arguments", [[], ["frob"], ["asm"], ["asm", "x", "--format", "y"], ["elf"]])
+def test_usage(arguments: list[str], capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments) == 2
+    assert "usage:" in capfd.readouterr().err
+
+
+def test_help(capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    out = capfd.readouterr().out
+    for words in ("asm", "dis", "cfg", "elf", "check", "run", "file.py:program(8000)"):
+        assert words in out
+
+
+def test_as_a_process(text: str) -> None:
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "pybpfasm", *arguments]
+        return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=60)
+
+    done = run("dis", text)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert run("dis", "nothing").returncode == 1
+    assert run().returncode == 2
+    # A reader that goes away is no error to report.
+    command = f"{sys.executable} -m pybpfasm dis {PROGRAM} | head -1; exit ${{PIPESTATUS[0]}}"
+    piped = subprocess.run(["bash", "-c", command], capture_output=True, text=True, cwd=ROOT, timeout=60)
+    assert piped.stderr == ""
