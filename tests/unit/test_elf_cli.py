@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only
+"""``python -m pybpfasm elf``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from pybpfasm.elf import read_object
+from pybpfasm.elf.cli import main
+
+DATA = Path(__file__).parent.parent / "data" / "elf"
+
+
+def test_overview(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(DATA / "tailcalls_v3.o")]) == 0
+    shown = capsys.readouterr().out
+    assert "little-endian BPF object, license Dual BSD/GPL" in shown
+    assert "dispatch: SCHED_CLS, section tc, 11 slots" in shown
+    assert "jumps: PROG_ARRAY, key 4, value 4 bytes, 4 entries" in shown
+    assert "[3] is large" in shown
+    assert main([str(DATA / "core_v3.o")]) == 0
+    assert "needs enumval_value(bpf_map_type___mine.BPF_MAP_TYPE_RINGBUF___mine)" in capsys.readouterr().out
+
+
+def test_json(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(DATA / "subprograms_v3.o"), "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    both = next(program for program in facts["programs"] if program["name"] == "both")
+    assert both["functions"] == ["both", "hidden_sum", "mix", "rotate", "weight"]
+    assert both["slots"] == read_object((DATA / "subprograms_v3.o").read_bytes()).program("both").slots
+    assert {"name": "license", "size": 13, "relocations": 0} in facts["sections"]
+
+
+def test_listing(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(DATA / "subprograms_v3.o"), "--program", "both"]) == 0
+    shown = capsys.readouterr().out
+    assert "rotate(" in shown and "@ subprograms.c:" in shown and "hash(" not in shown
+    assert main([str(DATA / "subprograms_v3.o"), "--listing"]) == 0
+    assert "hash(" in capsys.readouterr().out
+    assert main([str(DATA / "subprograms_v3.o"), "--btf"]) == 0
+    assert "FUNC 'rotate'" in capsys.readouterr().out
+
+
+def test_extract(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert main([str(DATA / "data_v3.o"), "--extract", ".data.separate", "-o", str(out)]) == 0
+    assert out.read_bytes() == b"\x09"
+    assert main([str(DATA / "tailcalls_v3.o"), "--extract", "small", "-o", str(out)]) == 0
+    assert out.read_bytes() == read_object((DATA / "tailcalls_v3.o").read_bytes()).program("small").code()
+
+
+@pytest.mark.parametrize(
+    "args, message",
+    [
+        (["/no/such/file"], "elf: /no/such/file: No such file"),
+        ([str(DATA / "generate")], "byte 0: this is no ELF file"),
+        (
+            [str(DATA / "data_v3.o"), "--program", "coutn"],
+            "no program 'coutn' in the object; did you mean 'count'",
+        ),
+        ([str(DATA / "data_v3.o"), "--extract", ".none"], "neither a program nor a section is named '.none'"),
+    ],
+)
+def test_errors(args: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(args) == 1
+    shown = capsys.readouterr()
+    assert message in shown.err and len(shown.err.splitlines()) == 1 and not shown.out
+
+
+def test_usage() -> None:
+    with pytest.raises(SystemExit) as caught:
+        main([])
+    assert caught.value.code == 2
