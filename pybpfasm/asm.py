@@ -28,7 +28,7 @@ from pybpfasm import isa
 from pybpfasm.errors import AsmError, SourceLocation, suggestion
 from pybpfasm.instruction import Instruction
 from pybpfasm.isa import Alu, Atomic, CallKind, Imm64, Jump
-from pybpfasm.layout import U8, U16, U32, U64, ByteOrder, Scalar, Struct
+from pybpfasm.layout import U8, U16, U32, U64, ArrayView, ByteOrder, Scalar, Struct
 from pybpfasm.maps import MapSpec, MapValue
 from pybpfasm.source import INTERNAL, Origin, capture, known_modules, resolve
 
@@ -785,12 +785,16 @@ class _RegSlot:
                 raise asm._frame_pointer()
             if value.is_w != is_w:
                 raise asm._widths_differ(asm._regs[is_w][dst], value)
+            if value.asm is not asm:
+                raise asm._foreign()
             asm._emit(_MOV32_X if is_w else _MOV64_X, dst, value.index)
             return
         if dst == isa.FRAME_POINTER:
             raise asm._frame_pointer()
         if kind is Mem:
             assert isinstance(value, Mem)
+            if value.asm is not asm:
+                raise asm._foreign()
             if is_w:
                 raise asm._error(f"write b.r{dst}: a load of 1, 2 or 4 bytes clears the rest of the register")
             mode = isa.MEMSX if value.is_signed else isa.MEM
@@ -1097,6 +1101,8 @@ class Asm:
 
         Raises `AsmError` above 512 bytes in all.
         """
+        if not isinstance(struct, type):
+            raise self._error(f"stack takes a structure's class, not {_a(struct)}")
         return struct(self.stack_bytes(struct.sizeof))
 
     def stack_bytes(self, size: int) -> Address:
@@ -1116,9 +1122,13 @@ class Asm:
         return self.r10 - taken
 
     # Named macros.
-    def lea(self, target: Reg, what: Address | Struct) -> None:
+    def lea(self, target: Reg, what: Address | Struct | ArrayView | Mem) -> None:
         """*target* = the address of *what*: a move and an addition (no addition where the offset is 0)."""
-        address = what.address if isinstance(what, Struct) else what
+        address = what.address if isinstance(what, (Struct, ArrayView)) else what
+        if not isinstance(target, Reg) or not isinstance(address, (Address, Mem)):
+            raise self._error(f"lea takes a register and what is in memory, not {_a(target)} and {_a(what)}")
+        if address.asm is not self:
+            raise self._foreign()
         if target.is_w:
             raise self._error(f"{target.name} is 32 bits wide and can't hold an address")
         if target.index == isa.FRAME_POINTER:
@@ -1132,6 +1142,8 @@ class Asm:
 
     def zero(self, what: Struct, start: int = 0) -> None:
         """Store zeros over *what* from byte *start*: as few aligned stores as the size allows."""
+        if not isinstance(what, Struct):
+            raise self._error(f"zero takes a view of a structure, not {_a(what)}")
         address, size = what.address, what.sizeof
         at = start
         while at < size:
@@ -1261,6 +1273,12 @@ class Asm:
         if self._terminated:
             raise self._unreachable(origin)
         self._body.append(Instruction(opcode, dst, src, offset, imm, imm_high, reference, origin))
+
+    def _foreign(self) -> AsmError:
+        return self._error(
+            f"this belongs to another function than {self.name}: "
+            "registers and views are used in the function that they were made for"
+        )
 
     def _unreachable(self, origin: Origin) -> AsmError:
         return AsmError(

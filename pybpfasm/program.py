@@ -447,6 +447,10 @@ class Kind(Generic[C]):
             )
 
         def wrap(function: Callable[Concatenate[Asm, C, P], None]) -> Template[P]:
+            if not hasattr(function, "__code__"):
+                raise AsmError(
+                    f"a program is a plain function, not {type(function).__name__}", resolve(capture(None, 2))
+                )
             shown = name if name is not None else function.__name__
             if not _NAME.fullmatch(shown):
                 raise AsmError(

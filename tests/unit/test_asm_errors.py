@@ -232,6 +232,25 @@ CASES: dict[str, tuple[str, str]] = {
         "a view lies at a register or an address, SkBuff(b.rN), not at int",
     ),
     "view at a view": ("SkBuff(ctx)  # <-", "a view lies at a register or an address"),
+    "lea of a register": (
+        "b.lea(b.r2, b.r3)  # <-",
+        "lea takes a register and what is in memory, not Reg and Reg",
+    ),
+    "zero of an address": (
+        "b.zero(b.r10 - 8)  # <-",
+        "zero takes a view of a structure, not the address r10-8",
+    ),
+    "stack of a view": ("b.stack(tcp)  # <-", "stack takes a structure's class, not Tcp"),
+    "another function's register": (
+        "b.r2 = Asm('other').r3  # <-",
+        "this belongs to another function than case: "
+        "registers and views are used in the function that they were made for",
+    ),
+    "another function's memory": ("b.r2 = SkBuff(Asm('other').r1).mark  # <-", "belongs to another function"),
+    "another function's address": (
+        "b.lea(b.r2, SkBuff(Asm('other').r1))  # <-",
+        "belongs to another function",
+    ),
     "stack over 512": (
         "b.stack_bytes(500)\nb.stack_bytes(16)  # <-",
         "16 more bytes of stack make 520; a function has 512: use a map for what is large",
@@ -414,6 +433,10 @@ CASES: dict[str, tuple[str, str]] = {
         "program name 'a_name_of_16_chr': the kernel takes 1 to 15 letters, digits and '_'; give name=…",
     ),
     "bad name": ("@sched_cls(name='a-b')  # <-\ndef main(b, ctx): b.ret(0)", "program name 'a-b'"),
+    "no plain function": (
+        "sched_cls()(print)  # <-",
+        "a program is a plain function, not builtin_function_or_method",
+    ),
     "six arguments": (
         "@subprogram('a', 'b', 'c', 'd', 'e', 'f')  # <-\ndef f(b): b.ret(0)",
         "a subprogram takes at most 5 arguments, in r1 to r5; got 6",
