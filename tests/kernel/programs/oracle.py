@@ -74,7 +74,7 @@ def _ipv6(frame: bytes, at: int) -> Segment | str:
         if passed == 6:
             return MALFORMED
         passed += 1
-        if len(frame) < at + (8 if upper == _FRAGMENT else 2):
+        if len(frame) < at + 8:  # the shortest of each
             return MALFORMED
         following = frame[at]
         if upper == _FRAGMENT:

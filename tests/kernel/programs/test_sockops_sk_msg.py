@@ -31,10 +31,15 @@ import pytest
 
 from loader.cgroup import Cgroup
 from loader.netns import NetNs
-from loader.objects import Link, attach_to_sockmap
+from loader.objects import Link, Map, Program, attach_to_sockmap
 from loader.process import CLONE_NEWNET, setns, unshare
 from programs.settings import Mark, Ports, Settings
-from pybpfasm.kernel.enums import AttachType
+from pybpfasm.asm import Asm
+from pybpfasm.kernel.context import SockOps
+from pybpfasm.kernel.enums import AttachType, Helper, MapType, SockOp, SockOpsFlag
+from pybpfasm.layout import U32, U64
+from pybpfasm.maps import MapSpec
+from pybpfasm.program import sock_ops
 from tests.kernel.programs.rig import Rig, add_addresses, address16, patiently
 
 MARK = 4242
@@ -383,6 +388,84 @@ def test_a_slot_that_is_taken_is_left_to_its_owner(rig: Rig) -> None:
         owner.app.setblocking(False)
         with pytest.raises(BlockingIOError):
             owner.app.recv(1)
+
+
+def test_the_applications_slot_is_taken(rig: Rig) -> None:
+    """Envoy's end is enrolled by then, and the socket under its peer's key is somebody else's."""
+    cookie = netns_cookie()
+    envoy, app = ("127.0.0.1", 50004), ("127.0.0.1", SERVICE)
+    for stale in (None, 12345):
+        with connect(mark=0) as owner:
+            rig.sockets.update(key(app, envoy, cookie), struct.pack("=Q", owner.app.fileno()))
+            if stale is not None:  # a note that an earlier connection has left behind
+                rig.pending.update(key(envoy, app, cookie), struct.pack("=I", stale))
+            rig.moved()
+            with connect(source=envoy) as pair:
+                assert rig.moved() == {"sockops.enrolled_active": 1, "sockops.slot_taken": 1}
+                exchange(pair, b"to the right one")
+                assert set(rig.moved()) == {"sk_msg.native_messages", "sk_msg.native_bytes"}
+            owner.app.setblocking(False)
+            with pytest.raises(BlockingIOError):
+                owner.app.recv(1)
+
+
+def test_a_note_of_an_earlier_connection_enrols_nobody(rig: Rig) -> None:
+    cookie = netns_cookie()
+    envoy, app = ("127.0.0.1", 50005), ("127.0.0.1", SERVICE)
+    with connect(mark=0) as owner:
+        rig.sockets.update(key(envoy, app, cookie), struct.pack("=Q", owner.envoy.fileno()))
+        rig.pending.update(key(app, envoy, cookie), struct.pack("=I", 12345))
+        rig.moved()
+        with connect(source=envoy, mark=0) as pair:
+            assert rig.moved() == {"sockops.peer_not_enrolled": 1}
+            assert rig.pending.count() == 0
+            exchange(pair, b"plain")
+        owner.envoy.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            owner.envoy.recv(1)
+
+
+SEEN = MapSpec("seen", MapType.ARRAY, U32(), U64(), 1)
+
+
+@sock_ops(name="watch_states")
+def watch_states(b: Asm, ctx: SockOps) -> None:
+    """Another program at the hook: asks for the changes of a socket's state, and counts them."""
+    b.r6 = ctx
+    ctx = SockOps(b.r6)
+    b.r2 = ctx.op
+    with b.If(b.r2 == SockOp.TCP_CONNECT_CB):
+        b.r1 = ctx
+        b.r2 = int(SockOpsFlag.STATE_CB)
+        b.call(Helper.sock_ops_cb_flags_set)
+        b.ret(1)
+    b.If(b.r2 != SockOp.STATE_CB).goto("done")
+    zero = b.stack_bytes(8)
+    b.u32[zero] = 0
+    b.r1 = SEEN
+    b.lea(b.r2, zero)
+    b.call(Helper.map_lookup_elem)
+    b.If(b.r0 == 0).goto("done")
+    b.r1 = 1
+    b.u64[b.r0].lock_add(b.r1)
+    b.label("done")
+    b.ret(1)
+
+
+def test_calls_that_another_program_asked_for_go_on(rig: Rig, cgroup: Cgroup) -> None:
+    with (
+        Map.create(SEEN) as seen,
+        Program.load(watch_states.build(), {"seen": seen}) as program,
+        Link.cgroup(program, cgroup.fd, AttachType.CGROUP_SOCK_OPS),
+    ):
+        with connect() as pair:
+            exchange(pair, b"x")
+            before = seen[0]
+        deadline = time.monotonic() + 2
+        while seen[0] == before and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert seen[0] > before  # the end of the connection, after ours has asked for its calls
+        assert rig.moved()["sk_msg.redirected_messages"] == 6
 
 
 def test_a_full_map_means_native(netns: NetNs, cgroup: Cgroup) -> None:

@@ -113,7 +113,7 @@ class Tun:
         raw = (frame.but(mac=MAC).bytes() if self.tap else frame.packet())[:cut]
         os.write(self.file, struct.pack("=BBHHHH", 0, 0, linear, 0, 0, 0) + raw)
 
-    def answer(self, frame: Frame, timeout: float = 1.0) -> tuple[int, int, int] | None:
+    def answer(self, frame: Frame, timeout: float = 3.0) -> tuple[int, int, int] | None:
         """Source port, flags and acknowledgement number of the answer to *frame*, or None."""
         deadline = time.monotonic() + timeout
         kind = scapy.IP if frame.family == 4 else scapy.IPv6
@@ -194,7 +194,7 @@ def test_the_packets_of_that_test_are_not_linear(in_netns: NetNs, stack: ExitSta
     for sport, linear, arrives in ((1, 20, False), (2, 53, False), (3, 54, True)):
         sent = Frame(dport=ENVOY, sport=sport, payload=b"p" * 5000)
         tap.send(sent, linear)
-        assert (tap.answer(sent, 1.0 if arrives else 0.2) is not None) == arrives
+        assert (tap.answer(sent, 3.0 if arrives else 0.2) is not None) == arrives
 
 
 @pytest.mark.parametrize("frame", [*RECIPES, pytest.param(Frame(family=6, ext=((AH, 0),)), id="ah")])
@@ -217,7 +217,7 @@ def test_frames_cut_at_every_byte_on_a_device(
 def test_a_link_without_a_header(in_netns: NetNs, stack: ExitStack, rig: Rig, frame: Frame) -> None:
     rig.clear()
     tun = stack.enter_context(device(IFF_TUN))
-    listener = listen(stack, ENVOY)
+    listen(stack, ENVOY)
     attach(stack, rig, "dev0", Interface(link_header=False))
     tun.send(frame.but(seq=100))
     assert tun.answer(frame) == (SERVICE, SYN | ACK, 101)
@@ -226,12 +226,13 @@ def test_a_link_without_a_header(in_netns: NetNs, stack: ExitStack, rig: Rig, fr
     other = frame.but(sport=41000, seq=200, payload=b"p" * 5000)
     tun.send(other, linear=3)
     assert tun.answer(other) == (SERVICE, SYN | ACK, 201)
-    # An address in the packet that looks like a link header's type is no such thing.
+    # Cut at every byte.
     rig.moved()
     for cut in range(1, len(frame.packet())):
         tun.send(frame, cut=cut)
-    assert set(rig.moved()) <= {"ingress.dropped_malformed"}
-    assert listener.fileno() >= 0
+    moved = rig.moved()
+    moved.pop("egress.restored", None)  # a SYN-ACK that is sent again
+    assert moved == {"ingress.dropped_malformed": len(frame.packet()) - 1}
 
 
 @pytest.mark.parametrize("family", [4, 6])
