@@ -282,6 +282,12 @@ class Skb(Context):
     def enter(self, run: Run) -> int:
         self._order = run.emulator.byteorder
         address = super().enter(run)
+        assert isinstance(run.context_region, Fields)
+        # These two have 16 bits in struct sk_buff; 0xffff is NO_QUEUE_MAPPING.
+        run.context_region.filters = {
+            SkBuff.offsetof("tc_index"): lambda value: value & 0xFFFF,
+            SkBuff.offsetof("queue_mapping"): lambda value: value if value < 0xFFFF else None,
+        }
         self._make_region(run)
         return address
 

@@ -533,10 +533,7 @@ class PerCpuArray(Array, _PerCpu):
         return self._one(index, cpu)
 
     def put(self, key: bytes, value: bytes, flags: int) -> int:
-        error = self._permits_index(key, flags)
-        if not error:
-            self._one(int.from_bytes(key, self.order), self.emulator.cpu).data[:] = value
-        return error
+        return super().put(key, value, flags)
 
     def _permits_index(self, key: bytes, flags: int) -> int:
         if flags > BPF_EXIST:

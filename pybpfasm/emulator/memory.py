@@ -343,10 +343,10 @@ class Fields(Region):
     """A structure of which a program may read and write some fields, each in certain sizes.
 
     ``rights`` are those of the structure's kind. A pointer field holds no bytes: *pointers* gives its value
-    when it is read.
+    when it is read. ``filters`` say what of a stored number a field keeps, ``None`` for nothing.
     """
 
-    __slots__ = ("pointers", "rights", "written")
+    __slots__ = ("filters", "pointers", "rights")
 
     def __init__(
         self,
@@ -359,7 +359,7 @@ class Fields(Region):
         super().__init__(kind, data, order, atomic=False)
         self.rights = rights
         self.pointers = pointers
-        self.written: Callable[[int, int], None] | None = None
+        self.filters: dict[int, Callable[[int], int | None]] = {}
 
     def load(self, address: int, size: int) -> int:
         at = address - self.start
@@ -375,6 +375,11 @@ class Fields(Region):
         at = address - self.start
         if (at, size) not in self.rights.write:
             raise Violation(self.rights.why_not(at, size, "write"))
+        if at in self.filters:
+            kept = self.filters[at](value)
+            if kept is None:
+                return
+            value = kept
         STRUCTS[self.order][size].pack_into(self.data, at, value & _MASKS[size])
 
     def read(self, at: int, size: int) -> bytes:

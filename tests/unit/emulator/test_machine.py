@@ -23,9 +23,9 @@ ARRAY = MapSpec("array", MapType.ARRAY, U32(), U64(), 1)
 Body = Callable[[Asm, SkBuff], None]
 
 
-def run(body: Body, engine: str, packet: bytes = PACKET, **fields: int) -> int:
+def run(body: Body, engine: str, packet: bytes = PACKET) -> int:
     template = sched_cls(name="prog")(body)
-    return Emulator().load(template.build(), engine=engine).run(Skb(packet, **fields)).value
+    return Emulator().load(template.build(), engine=engine).run(Skb(packet)).value
 
 
 def fault(body: Body, engine: str) -> EmulatorFault:
