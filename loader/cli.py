@@ -20,6 +20,7 @@ from loader.errors import LoaderError, UsageError
 if TYPE_CHECKING:
     from loader.instance import Result
     from loader.plan import Plan, Request
+    from pybpfasm.program import ProgramSpec
 
 __all__ = ["main"]
 
@@ -192,6 +193,7 @@ def _parser() -> tuple[Parser, dict[str, argparse.ArgumentParser]]:
     dump = command("dump", "listings of the programs with their Python lines")
     _add_proxy(dump)
     dump.add_argument("--program", metavar="NAME", help="only that one, pba_ingress say")
+    dump.add_argument("--elf", metavar="FILE", help="write an object for libbpf and bpftool instead")
 
     run = command(
         "run",
@@ -424,8 +426,30 @@ def _dump(arguments: argparse.Namespace) -> int:
                 f"there is no program {wanted!r}",
                 hint=f"there are {', '.join(sorted({s.name for s in plan.programs.values()}))}",
             )
-        print("\n\n".join(spec.listing() for spec in specs))
+        if arguments.elf is not None:
+            _write_elf(arguments.elf, specs, plan.tcx)
+        else:
+            print("\n\n".join(spec.listing() for spec in specs))
     return DONE
+
+
+def _write_elf(path: str, specs: Sequence[ProgramSpec], tcx: bool) -> None:
+    from pybpfasm.elf import write_object
+
+    names = [spec.name for spec in specs]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise UsageError(
+            f"an object holds one program of a name, and there are several of {', '.join(twice)}",
+            hint="name interfaces of one kind: lo has programs of its own",
+        )
+    data = write_object(specs, tcx=tcx)
+    try:
+        with open(path, "wb") as file:
+            file.write(data)
+    except OSError as error:
+        raise LoaderError(f"{path} cannot be written: {error.strerror}") from None
+    print(f"{path}: {len(data)} bytes, {', '.join(names)}")
 
 
 def _run_envoy(arguments: argparse.Namespace) -> int:

@@ -22,6 +22,7 @@ from programs import tc_ingress
 from programs.packet import Interface
 from programs.settings import Settings
 from pybpfasm.asm import Asm
+from pybpfasm.elf import read_object
 from pybpfasm.kernel.context import SkBuff
 from pybpfasm.kernel.enums import AttachType
 from pybpfasm.program import sched_cls
@@ -353,6 +354,22 @@ def test_dump(site: Site) -> None:
     outcome = site.run("dump", "--iface", "lo", "--ports", "8000", "--program", "nosuch")
     assert outcome.status == 2
     assert "there are pba_egress, pba_getsockopt, pba_ingress, pba_sk_msg, pba_sockops" in outcome.err
+
+
+def test_dump_writes_an_object(site: Site, tmp_path: Path) -> None:
+    path = tmp_path / "proxy.o"
+    outcome = site.run("dump", "--iface", "lo", "--ports", "8000", "--elf", str(path))
+    assert outcome.status == 0, outcome.err
+    names = set(read_object(path.read_bytes()).programs)
+    assert names == {"pba_egress", "pba_getsockopt", "pba_ingress", "pba_sk_msg", "pba_sockops"}
+    add_dummy("eth0")
+    words = ["dump", "--iface", "lo", "--iface", "eth0", "--ports", "8000", "--elf"]
+    outcome = site.run(*words, str(path))
+    assert outcome.status == 2
+    assert "there are several of pba_egress, pba_ingress" in outcome.err
+    outcome = site.run("dump", "--iface", "lo", "--ports", "8000", "--elf", str(tmp_path / "no" / "proxy.o"))
+    assert outcome.status == 1
+    assert "cannot be written: No such file or directory" in outcome.err
 
 
 def test_status_for_people(site: Site) -> None:

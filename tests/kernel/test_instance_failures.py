@@ -273,7 +273,7 @@ def finish(process: subprocess.Popen[str]) -> Outcome:
 
 def test_one_of_several_at_once_wins(site: Site) -> None:
     outcomes = [finish(p) for p in [start(site, *UP, "--name", f"n{i}") for i in range(4)]]
-    assert sorted(o.status for o in outcomes) == [0, 1, 1, 1]
+    assert sorted(o.status for o in outcomes) == [0, 1, 1, 1], [o.err for o in outcomes]
     assert all("is on lo already" in o.err for o in outcomes if o.status)
     assert len(site.attached()) == 4
     (name,) = site.fs.instances()
