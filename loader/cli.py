@@ -427,13 +427,13 @@ def _dump(arguments: argparse.Namespace) -> int:
                 hint=f"there are {', '.join(sorted({s.name for s in plan.programs.values()}))}",
             )
         if arguments.elf is not None:
-            _write_elf(arguments.elf, specs, plan.tcx)
+            _write_elf(arguments.elf, specs)
         else:
             print("\n\n".join(spec.listing() for spec in specs))
     return DONE
 
 
-def _write_elf(path: str, specs: Sequence[ProgramSpec], tcx: bool) -> None:
+def _write_elf(path: str, specs: Sequence[ProgramSpec]) -> None:
     from pybpfasm.elf import write_object
 
     names = [spec.name for spec in specs]
@@ -443,7 +443,7 @@ def _write_elf(path: str, specs: Sequence[ProgramSpec], tcx: bool) -> None:
             f"an object holds one program of a name, and there are several of {', '.join(twice)}",
             hint="name interfaces of one kind: lo has programs of its own",
         )
-    data = write_object(specs, tcx=tcx)
+    data = write_object(specs)
     try:
         with open(path, "wb") as file:
             file.write(data)
