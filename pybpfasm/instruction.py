@@ -137,7 +137,7 @@ def _blame(insn: Instruction, forms: tuple[Form, ...]) -> str:
     for name in fields:
         values: set[int] = set()
         for form in closest if len(fields) == 1 else closest[:1]:
-            values |= getattr(form, name).values
+            values |= getattr(form, name).values or set()
         allowed, value = Allowed(frozenset(values)), getattr(insn, name)
         if name in ("dst", "src") and len(values) >= FRAME_POINTER:
             reasons.append(_refused_register(name, value))

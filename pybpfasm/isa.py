@@ -4,6 +4,19 @@
 An instruction is 8 bytes: opcode, registers (``dst`` and ``src``, 4 bits each), a signed 16-bit ``offset``
 and a signed 32-bit ``imm`` (RFC 9669, section 3). `FORMS` states for every opcode which values of the other
 four fields make an instruction; whatever no form allows is invalid, when encoding and when decoding.
+
+The table follows RFC 9669, and the kernel for what the RFC leaves out. Where they differ:
+
+- Shifts by more than the register has bits and division by a constant 0 have a meaning in the RFC (section
+  4.1) and are refused by the verifier: they are valid here; `Form.kernel_imm` says what the verifier takes.
+- ``callx`` is not defined by the RFC, and no kernel takes it; compilers write it and the conformance suite has
+  it. The register is in dst.
+- Atomic operations are of 4 and 8 bytes; only load-acquire and store-release (Linux 6.15) are of all sizes.
+- A register that is read may be r10, though the verifier refuses it in places (a pointer that would leak):
+  that depends on the program. One that is written may not, in any place.
+- Legacy packet loads have no 8-byte size (neither RFC nor kernel define it).
+- Of the immediate of a 64-bit load both halves have a meaning, or the upper one is 0.
+- What the kernel uses only inside itself (per-CPU addresses, speculation barriers) is invalid.
 """
 
 from __future__ import annotations
@@ -238,7 +251,10 @@ def _build() -> dict[int, tuple[Form, ...]]:
     add(Form(OP_MAY_GOTO, "may_goto", offset=ANY, version=5, kernel=(6, 9)))
     add(Form(OP_CALL, "call", imm=ANY))
     add(Form(OP_CALL, "call_local", src=_only(CallKind.LOCAL), imm=ANY, kernel=(4, 16)))
-    add(Form(OP_CALL, "call_kfunc", src=_only(CallKind.KFUNC), offset=ANY, imm=ANY, kernel=(5, 13)))
+    kfunc = _only(CallKind.KFUNC)
+    add(Form(OP_CALL, "call_kfunc", src=kfunc, imm=ANY, kernel=(5, 13)))
+    # A function of a module: the offset is the index of its BTF in the descriptor array of the load.
+    add(Form(OP_CALL, "call_kfunc", src=kfunc, offset=NOT_ZERO, imm=ANY, kernel=(5, 16)))
     # The register in dst, as the conformance suite, gcc, and LLVM since 19 have it (older LLVM put its number
     # into imm). RFC 9669 does not define it and no kernel takes it.
     add(Form(OP_CALLX, "callx", READ, kernel=None))

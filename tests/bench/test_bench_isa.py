@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only
 """How fast instructions are decoded, encoded, printed and read.
 
-The extra information has instructions per second of the process's own time. What is asserted is a fifth of what
-is usual, so that only an algorithm that has gone wrong fails, and not a busy machine.
+The extra information has instructions per second of the process's own time. What is asserted is a fifth of
+what is usual, so that only an algorithm that has gone wrong fails, and not a busy machine.
 """
 
 from __future__ import annotations

@@ -3,10 +3,37 @@
 
 from __future__ import annotations
 
+import os
+import re
+from pathlib import Path
+
+from loader.sys import prog_load
+from pybpfasm.btf import Btf, Kind
 from pybpfasm.instruction import decode, encode
+from pybpfasm.kernel.enums import ProgType
 from pybpfasm.listing import text
 from pybpfasm.text import assemble
 from tests.data.isa.regenerate import samples, verifier_text
+
+
+def test_calls_of_kernel_functions() -> None:
+    """The verifier names the function before its BTF id."""
+    btf = Btf.parse(Path("/sys/kernel/btf/vmlinux").read_bytes())
+    kfuncs = {}
+    for name in ("bpf_rcu_read_lock", "bpf_rcu_read_unlock"):
+        found = btf.by_name(name, Kind.FUNC)
+        assert found is not None
+        kfuncs[name] = found.id
+    ours = assemble("call bpf_rcu_read_lock\ncall bpf_rcu_read_unlock\nr0 = 0\nexit", kfuncs=kfuncs)
+    loaded = prog_load(ProgType.SCHED_CLS, encode(ours), license="GPL", log_level=2, log_size=1 << 16)
+    assert loaded.fd >= 0, loaded.log
+    os.close(loaded.fd)
+    for name, number in kfuncs.items():
+        assert f"(85) call {name}#{number}" in loaded.log
+    printed = re.findall(r"^\d+: \(..\) (.*?)(?:\s+;.*)?$", loaded.log, re.MULTILINE)
+    assert assemble("\n".join(printed), kfuncs=kfuncs) == ours
+    # By number alone it is the same.
+    assert assemble("\n".join(text(insn) for insn in ours)) == ours
 
 
 def test_text_is_the_running_kernels() -> None:

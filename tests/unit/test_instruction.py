@@ -39,8 +39,8 @@ def instructions(draw: st.DrawFn) -> Instruction:
     return insn
 
 
-@settings(max_examples=300, deadline=None)
-@given(st.lists(instructions(), max_size=8))
+@settings(max_examples=150, deadline=None)
+@given(st.lists(instructions(), max_size=6))
 def test_valid_instructions_keep_their_bytes_through_decoding_and_text(made: list[Instruction]) -> None:
     code = encode(made)
     assert decode(code) == made

@@ -25,6 +25,7 @@ from pybpfasm.text import assemble
         ("r1 = map[id:3][0]+8", "v1, Linux 5.2"),
         ("call pc+0", "v1, Linux 4.16"),
         ("call kernel-function#5", "v1, Linux 5.13"),
+        ("call kernel-function#5[1]", "v1, Linux 5.16"),
         ("if r1 < 0x5 goto pc+0", "v2, Linux 4.14"),
         ("if w1 == 0x5 goto pc+0", "v3, Linux 5.1"),
         ("if w1 < 0x5 goto pc+0", "v3, Linux 5.1"),

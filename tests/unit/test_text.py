@@ -10,12 +10,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from programs import getsockopt, sk_msg, sockops, tc_egress, tc_ingress
+from programs.packet import Interface
+from programs.settings import Ports, Settings
 from pybpfasm.instruction import decode, encode
 from pybpfasm.isa import CallKind, Imm64
 from pybpfasm.kernel.enums import Helper, MapType
 from pybpfasm.layout import U32
 from pybpfasm.listing import lines, text
 from pybpfasm.maps import MapSpec
+from pybpfasm.program import ProgramSpec
 from pybpfasm.text import MapReference, TextError, assemble, parse
 from tests.data.isa.programs import PROGRAMS
 from tests.data.isa.regenerate import samples, statements
@@ -153,10 +157,20 @@ def test_every_helper_by_name() -> None:
 
 
 # Listings.
-@pytest.mark.parametrize("template", PROGRAMS, ids=lambda t: t.name)
+SETTINGS = Settings(Ports.parse("80,443,8000-8010,9000"))
+SPECS: list[ProgramSpec] = [
+    *(template.build() for template in PROGRAMS),
+    tc_ingress.tc_ingress.build(SETTINGS, Interface()),
+    tc_egress.tc_egress.build(SETTINGS, Interface()),
+    getsockopt.getsockopt.build(SETTINGS),
+    sockops.sockops.build(SETTINGS),
+    sk_msg.sk_msg.build(SETTINGS),
+]
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.name)
 @pytest.mark.parametrize("with_lines", [True, False])
-def test_a_listing_is_read_back(template: object, with_lines: bool) -> None:
-    spec = template.build()  # type: ignore[attr-defined]
+def test_a_listing_is_read_back(spec: ProgramSpec, with_lines: bool) -> None:
     maps = {m.name: m for m in spec.maps}
     found = parse(spec.listing(lines=with_lines), maps=maps)
     assert encode(found.instructions) == spec.code()
