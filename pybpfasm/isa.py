@@ -9,8 +9,8 @@ The table follows RFC 9669, and the kernel for what the RFC leaves out. Where th
 
 - Shifts by more than the register has bits and division by a constant 0 have a meaning in the RFC (section
   4.1) and are refused by the verifier: they are valid here; `Form.kernel_imm` says what the verifier takes.
-- ``callx`` is not defined by the RFC, and no kernel takes it; compilers write it and the conformance suite has
-  it. The register is in dst.
+- ``callx`` is not defined by the RFC, and no kernel takes it; compilers write it and the conformance suite
+  has it. The register is in dst.
 - Atomic operations are of 4 and 8 bytes; only load-acquire and store-release (Linux 6.15) are of all sizes.
 - A register that is read may be r10, though the verifier refuses it in places (a pointer that would leak):
   that depends on the program. One that is written may not, in any place.
