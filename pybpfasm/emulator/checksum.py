@@ -31,13 +31,11 @@ def fold(total: int) -> int:
 
 
 def partial(data: bytes, total: int, order: str) -> int:
-    """``csum_partial``: *total* with the words of *data* added; 32 bits."""
-    if len(data) % 2:
-        data += b"\0"
-    little = order == "little"
-    summed = total & U32
-    words = (int.from_bytes(data[i : i + 2], "little" if little else "big") for i in range(0, len(data), 2))
-    summed += sum(words)
-    while summed > U32:
-        summed = (summed & U32) + (summed >> 32)
-    return summed
+    """``csum_partial``: *total* with the 32-bit words of *data* added, the carry brought around.
+
+    All that folds to the same 16 bits would do in a header, but helpers show the 32: 0 only where everything
+    is 0, as on x86.
+    """
+    padded = data + bytes(-len(data) % 4)
+    summed = (total & U32) + int.from_bytes(padded, "little" if order == "little" else "big")
+    return (summed - 1) % U32 + 1 if summed else 0

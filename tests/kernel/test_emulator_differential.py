@@ -243,6 +243,20 @@ def test_the_programs_have_every_instruction() -> None:
             """,
             id="csum_diff-takes-odd-sizes",
         ),
+        pytest.param(
+            """
+            *(u64 *)(r10 -8) = -1
+            r1 = r10
+            r1 += -8
+            r2 = 8
+            r3 = 0
+            r4 = 0
+            r5 = 0
+            call bpf_csum_diff
+            exit
+            """,
+            id="csum_diff-has-two-zeros",
+        ),
     ],
 )
 def test_found_before(text: str) -> None:
