@@ -21,11 +21,11 @@ from pybpfasm.btf import Btf, BtfError, BtfType, Kind
 from pybpfasm.errors import PybpfasmError
 from pybpfasm.instruction import Instruction
 
-__all__ = ["CoreError", "CoreKind", "CoreRelocation", "CoreResolver"]
+__all__ = ["CoreError", "CoreKind", "CoreRelocation", "CoreResolver", "Extern"]
 
 _MAX_SPEC: Final = 64  # accessors of one field, BPF_CORE_SPEC_MAX_LEN
 _MAX_DEPTH: Final = 32
-_MAX_STEPS: Final = 100_000  # members looked at for one field: anonymous ones may hold one another many times
+_MAX_STEPS: Final = 10_000  # members looked at for one field: anonymous ones may hold one another many times
 _POINTER: Final = 8
 
 # What stands in place of an instruction whose fact this kernel doesn't have: a call of a helper that does not
@@ -95,6 +95,18 @@ class CoreRelocation:
 
     def __str__(self) -> str:
         return f"{self.kind.name.lower()}({self.name})"
+
+
+@dataclass(frozen=True)
+class Extern:
+    """What the kernel has to define: a function (kfunc), a variable, or a value of its configuration.
+
+    ``kind`` is ``"kfunc"``, ``"ksym"`` or ``"kconfig"``. A *weak* one may be missing.
+    """
+
+    name: str
+    kind: str
+    weak: bool = False
 
 
 @dataclass(slots=True)

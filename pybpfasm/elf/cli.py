@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from pybpfasm.core import Extern
 from pybpfasm.elf.format import ElfError
-from pybpfasm.elf.object import Extern, ObjectFile, ObjectMap, ObjectProgram, read_object
+from pybpfasm.elf.object import ObjectFile, ObjectMap, ObjectProgram, read_object
 from pybpfasm.elf.reader import RawObject, read_raw
 from pybpfasm.errors import PybpfasmError
 from pybpfasm.instruction import encode

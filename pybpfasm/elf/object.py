@@ -22,7 +22,7 @@ from pybpfasm.btf import (
     pack_func_info,
     pack_line_info,
 )
-from pybpfasm.core import CoreKind, CoreRelocation, CoreResolver
+from pybpfasm.core import CoreKind, CoreRelocation, CoreResolver, Extern
 from pybpfasm.elf.format import (
     R_BPF_64_32,
     R_BPF_64_64,
@@ -50,7 +50,7 @@ from pybpfasm.layout import ByteOrder
 from pybpfasm.maps import MapSpec
 from pybpfasm.program import Function, ProgramSpec
 
-__all__ = ["Extern", "ObjectFile", "ObjectMap", "ObjectProgram", "read_object"]
+__all__ = ["ObjectFile", "ObjectMap", "ObjectProgram", "read_object"]
 
 _NAME_LENGTH: Final = 15
 # How many instruction slots the programs of an object may come to, with the functions that they share, before
@@ -74,18 +74,6 @@ class ObjectMap(MapSpec):
     def btf(self, byteorder: ByteOrder = "little") -> tuple[bytes, int, int] | None:
         """The object's BTF with the type ids of key and value, or ``None`` where the kernel takes none."""
         return self.types
-
-
-@dataclass(frozen=True)
-class Extern:
-    """What the kernel has to define: a function (kfunc), a variable, or a value of its configuration.
-
-    ``kind`` is ``"kfunc"``, ``"ksym"`` or ``"kconfig"``. A *weak* one may be missing.
-    """
-
-    name: str
-    kind: str
-    weak: bool = False
 
 
 @dataclass(slots=True)

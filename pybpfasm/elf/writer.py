@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from pybpfasm import isa
-from pybpfasm.btf import Btf, BtfExt, FuncInfo, Kind, LineInfo, unpack_func_info, unpack_line_info
+from pybpfasm.btf import Btf, BtfExt, CoreRelo, FuncInfo, Kind, LineInfo, unpack_func_info, unpack_line_info
+from pybpfasm.core import CoreKind, CoreRelocation, Extern
 from pybpfasm.elf.format import (
     EHDR_SIZE,
     EM_BPF,
@@ -129,16 +130,18 @@ class _Writer:
         found: dict[str, MapSpec] = {}
         waiting = [m for program in self.programs for m in program.maps] + more
         for spec in waiting:
-            if found.setdefault(spec.name, spec) is not spec:
-                raise ElfError(f"two different maps are named {spec.name!r}: an object has one of each name")
+            name = _map_name(spec)
+            if found.setdefault(name, spec) is not spec:
+                raise ElfError(f"two different maps are named {name!r}: an object has one of each name")
         return list(found.values())
 
     def _check(self) -> None:
         names: set[str] = set()
         for program in self.programs:
-            if program.name in names:
-                raise ElfError(f"two programs are named {program.name!r}: an object has one of each name")
-            names.add(program.name)
+            name = _program_name(program)
+            if name in names:
+                raise ElfError(f"two programs are named {name!r}: an object has one of each name")
+            names.add(name)
             if program.byteorder != self.byteorder:
                 raise ElfError(
                     f"program {program.name} is {program.byteorder}-endian, "
@@ -152,10 +155,11 @@ class _Writer:
         for unknown in sorted(set(self.section_names) - names):
             raise ElfError(f"sections={{{unknown!r}: …}} names no program of the object")
         for spec in self.maps:
-            if spec.name in names:
-                raise ElfError(f"a map and a program are both named {spec.name!r}")
-            if not _IDENTIFIER.fullmatch(spec.name):
-                raise ElfError(f"map {spec.name!r}: a map in an object has the name of a C variable")
+            name = _map_name(spec)
+            if name in names:
+                raise ElfError(f"a map and a program are both named {name!r}")
+            if not _IDENTIFIER.fullmatch(name):
+                raise ElfError(f"map {name!r}: a map in an object has the name of a C variable")
 
     # Sections.
     def _section(self, section: _Section) -> _Section:
@@ -164,7 +168,7 @@ class _Writer:
         return section
 
     def _section_name(self, program: ProgramSpec) -> str:
-        given = self.section_names.get(program.name) or getattr(program, "section", None)
+        given = self.section_names.get(_program_name(program)) or getattr(program, "section", None)
         if isinstance(given, str):
             return given
         name = section_of(program.type, program.attach_type, program.prog_flags, tcx=self.tcx)
@@ -208,11 +212,17 @@ class _Writer:
             self.types.add_datasec("license", len(license), [(var, 0, len(license))])
         ext = self.ext.to_bytes(self.types)
         self._section(_Section(".BTF", SHT_PROGBITS, data=self.types.to_bytes(), align=4))
-        if self.ext.func_info:
+        if self.ext.func_info or self.ext.core_relo:
             self._section(_Section(".BTF.ext", SHT_PROGBITS, data=ext, align=4))
         return self._link()
 
     def _program(self, program: ProgramSpec) -> None:
+        unknown = [insn.reference for insn in program.instructions if isinstance(insn.reference, Extern)]
+        if unknown:
+            raise ElfError(
+                f"program {program.name} needs {unknown[0].name} of the kernel, which an object written here "
+                "can't name"
+            )
         btf_data = program.btf()
         functions = sorted(program.functions, key=lambda function: function.slot)
         starts = [function.slot for function in functions] + [program.slots]
@@ -244,7 +254,12 @@ class _Writer:
             else:
                 bodies.append(_Body(section, self.slots[section]))
                 new.append(True)
-            self._place(function, bodies[-1], starts[index + 1] - starts[index], main=not index)
+            self._place(
+                function.name if index else _program_name(program),
+                bodies[-1],
+                starts[index + 1] - starts[index],
+                main=not index,
+            )
             self.slots[section] += starts[index + 1] - starts[index]
         for index, piece in enumerate(pieces):
             if new[index]:
@@ -252,10 +267,10 @@ class _Writer:
                 if debug is not None:
                     debug.place(starts[index], starts[index + 1], bodies[index])
 
-    def _place(self, function: Function, body: _Body, slots: int, *, main: bool) -> None:
-        key = f"program {function.name}" if main else f"function {body.offset}"
+    def _place(self, name: str, body: _Body, slots: int, *, main: bool) -> None:
+        key = f"program {name}" if main else f"function {body.offset}"
         self.symbols[key] = _Symbol(
-            function.name,
+            name,
             self.text_sections[body.section],
             body.offset * SLOT_SIZE,
             slots * SLOT_SIZE,
@@ -278,7 +293,7 @@ class _Writer:
         for insn in pieces[index]:
             target = _target(insn, slot)
             if target is None:
-                reference = insn.reference if isinstance(insn.reference, MapSpec) else None
+                reference = insn.reference if isinstance(insn.reference, (MapSpec, CoreRelocation)) else None
                 out.append((insn.opcode, insn.dst, insn.src, insn.offset, insn.imm, insn.imm_high, reference))
             else:
                 callee = next(i for i, f in enumerate(functions) if f.slot == target)
@@ -303,7 +318,9 @@ class _Writer:
         for insn in piece:
             at = (body.offset + slot - starts[index]) * SLOT_SIZE
             target = _target(insn, slot)
-            if target is not None:
+            if isinstance(insn.reference, CoreRelocation):
+                insn = self._core(body.section, at, insn, insn.reference)
+            elif target is not None:
                 if target not in starts[:-1]:
                     raise ElfError(
                         f"program {program.name}: the instruction in slot {slot} refers to slot {target}, "
@@ -323,13 +340,26 @@ class _Writer:
                         "an object holds maps by name"
                     )
                 insn = self._map_reference(program, insn, reference, section, at)
-            elif insn.opcode == isa.LD_IMM64 and insn.src not in (Imm64.VALUE, Imm64.BTF_ID):
+            elif (insn.opcode == isa.LD_IMM64 and insn.src != Imm64.VALUE) or (
+                insn.opcode == isa.OP_CALL and insn.src == CallKind.KFUNC
+            ):
                 raise ElfError(
-                    f"program {program.name}: the 64-bit load in slot {slot} has no form in an object"
+                    f"program {program.name}: the instruction in slot {slot} names something of one kernel "
+                    "by its number there, which an object for all kernels can't"
                 )
             out.append(insn)
             slot += insn.slots
         self.code[body.section].append(encode(out, self.byteorder))
+
+    def _core(self, section: str, at: int, insn: Instruction, relocation: CoreRelocation) -> Instruction:
+        """Leave the question that an instruction asks of the kernel's types to whoever loads the object."""
+        type_id = self.types.take(relocation.local, [relocation.type_id])[relocation.type_id]
+        self.ext.core_relo.setdefault(section, []).append(
+            CoreRelo(at, type_id, self.types.string(relocation.access), relocation.kind)
+        )
+        if relocation.kind == CoreKind.TYPE_ID_LOCAL:
+            return Instruction(insn.opcode, insn.dst, insn.src, insn.offset, type_id)
+        return insn
 
     def _map_reference(
         self, program: ProgramSpec, insn: Instruction, spec: MapSpec, section: _Section, at: int
@@ -342,7 +372,7 @@ class _Writer:
                     f"program {program.name} takes the address of a value of map {spec.name}; in an object "
                     "only static data has such addresses: give the map contents"
                 )
-            section.relocations.append((at, f"map {spec.name}", R_BPF_64_64))
+            section.relocations.append((at, f"map {_map_name(spec)}", R_BPF_64_64))
             return Instruction(insn.opcode, insn.dst)
         if value is None:
             raise ElfError(
@@ -356,12 +386,13 @@ class _Writer:
     @staticmethod
     def data_section(spec: MapSpec) -> str | None:
         """The data section that a map is written as, ``None`` for one that is defined in ``.maps``."""
-        if is_data_section(spec.name) and spec.type is MapType.ARRAY and spec.max_entries == 1:
-            return spec.name
+        name = _map_name(spec)
+        if is_data_section(name) and spec.type is MapType.ARRAY and spec.max_entries == 1:
+            return name
         if spec.contents is None:
             return None
         kind = ".rodata" if spec.flags & BPF_F_RDONLY_PROG else ".data"
-        return f"{kind}.{spec.name}"
+        return f"{kind}.{name}"
 
     def _data_sections(self) -> None:
         for spec in self.maps:
@@ -411,8 +442,8 @@ class _Writer:
         )
         if not definitions:
             return
-        names = {program.name: f"program {program.name}" for program in self.programs}
-        names |= {spec.name: f"map {spec.name}" for spec in definitions}
+        names = {_program_name(p): f"program {_program_name(p)}" for p in self.programs}
+        names |= {_map_name(spec): f"map {_map_name(spec)}" for spec in definitions}
         entries: list[tuple[int, int, int]] = []
         at = 0
         section = self._section(_Section(".maps", SHT_PROGBITS, SHF_ALLOC | SHF_WRITE, align=8))
@@ -424,8 +455,10 @@ class _Writer:
                     raise ElfError(f"map {spec.name}: entry {index} is {name!r}, which is not in the object")
                 section.relocations.append((at + size + 8 * index, names[name], R_BPF_64_64))
             size += 8 * max((index + 1 for index, _ in initial), default=0)
-            entries.append((self.types.add_var(spec.name, type_id), at, size))
-            self.symbols[f"map {spec.name}"] = _Symbol(spec.name, section, at, size, STB_GLOBAL, STT_OBJECT)
+            entries.append((self.types.add_var(_map_name(spec), type_id), at, size))
+            self.symbols[f"map {_map_name(spec)}"] = _Symbol(
+                _map_name(spec), section, at, size, STB_GLOBAL, STT_OBJECT
+            )
             at += size
         section.data = bytes(at)
         self.types.add_datasec(".maps", at, entries)
@@ -657,6 +690,15 @@ def _target(insn: Instruction, slot: int) -> int | None:
     ):
         return slot + insn.imm + 1
     return None
+
+
+def _map_name(spec: MapSpec) -> str:
+    """The name in an object; of a map that was read from one, in full."""
+    return getattr(spec, "symbol", "") or spec.name
+
+
+def _program_name(program: ProgramSpec) -> str:
+    return getattr(program, "symbol", "") or program.name
 
 
 def _has_layout(member: MapMember) -> bool:

@@ -248,13 +248,9 @@ def test_what_clang_made(bpftool: Callable[..., str], bpffs: BpfFs, name: str) -
 def test_what_clang_made_written_anew(
     bpftool: Callable[..., str], bpffs: BpfFs, tmp_path: Path, name: str
 ) -> None:
-    from loader.elf import kernel_types
-
-    found = read_object((DATA / f"{name}.o").read_bytes())
-    if any(program.unresolved for program in found.programs.values()):
-        found = found.resolve(kernel_types())
     if name.startswith("externs"):
-        return  # calls of kernel functions are by number in a loaded program and by name in an object
+        return  # an object that we write can't name functions of the kernel
+    found = read_object((DATA / f"{name}.o").read_bytes())
     path = tmp_path / "again.o"
     path.write_bytes(write_object(list(found.programs.values()), found.maps.values()))
     bpftool("prog", "loadall", path, bpffs.root / "again", "pinmaps", bpffs.root / "maps")

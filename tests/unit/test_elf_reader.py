@@ -10,9 +10,8 @@ import pytest
 
 from pybpfasm import listing, text
 from pybpfasm.btf import Btf, BtfBuilder, Kind
-from pybpfasm.core import CoreKind, CoreRelocation
+from pybpfasm.core import CoreKind, CoreRelocation, Extern
 from pybpfasm.elf import ElfError, ObjectFile, read_object
-from pybpfasm.elf.object import Extern
 from pybpfasm.elf.reader import read_raw
 from pybpfasm.instruction import decode, encode
 from pybpfasm.isa import Imm64
