@@ -383,8 +383,7 @@ def rewrite_port(b: Asm, ctx: SkBuff, field: int, old: Mem, new: Mem, failed: st
     b.r1 = ctx
     b.r2 = b.r9
     b.r2 += field
-    b.r3 = b.r10
-    b.r3 += new.offset
+    b.lea(b.r3, new)
     b.r4 = 2
     b.r5 = 0
     b.call(Helper.skb_store_bytes)

@@ -20,6 +20,7 @@ loop.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from sys import _getframe
 from types import CodeType, TracebackType
 from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn, TypeAlias, TypeVar, overload
@@ -1014,10 +1015,12 @@ class Asm:
         "_named",
         "_only_by_jump",
         "_places",
+        "_referring",
         "_regs",
         "_stack",
         "_terminated",
         "_used",
+        "_wides",
         "byteorder",
         "entry",
         "name",
@@ -1056,6 +1059,8 @@ class Asm:
         self._regs = tuple(tuple(Reg(self, i, w) for i in range(11)) for w in (False, True))
         self._done = tuple(tuple(Reg(self, i, w, True) for i in range(11)) for w in (False, True))
         self._body: list[Instruction] = []
+        self._referring: list[int] = []  # indices of instructions with a reference
+        self._wides: list[int] = []  # indices of those that take two slots
         self._places: dict[Label, int] = {}
         self._used: dict[Label, Origin] = {}
         self._named: dict[str, Label] = {}
@@ -1272,6 +1277,10 @@ class Asm:
             )
         if self._terminated:
             raise self._unreachable(origin)
+        if reference is not None:
+            self._referring.append(len(self._body))
+        if opcode == isa.LD_IMM64:
+            self._wides.append(len(self._body))
         self._body.append(Instruction(opcode, dst, src, offset, imm, imm_high, reference, origin))
 
     def _foreign(self) -> AsmError:
@@ -1496,12 +1505,8 @@ class Asm:
                         "and the statement before always leaves",
                         resolve(origin),
                     )
-        slots: list[int] = []
-        at = 0
-        for insn in self._body:
-            slots.append(at)
-            at += 2 if insn.opcode == isa.LD_IMM64 else 1
-        for index, insn in enumerate(self._body):
+        for index in self._referring:
+            insn = self._body[index]
             label = insn.reference
             if not isinstance(label, Label):
                 continue
@@ -1513,7 +1518,7 @@ class Asm:
                     f"label {label.hint!r} is not marked in {self.name}{suggestion(label.hint, known)}",
                     resolve(insn.origin),
                 )
-            distance = slots[place] - slots[index] - 1
+            distance = self._slot(place) - self._slot(index) - 1
             if insn.opcode == isa.OP_JA and not -32768 <= distance <= 32767:
                 insn.opcode, insn.imm = isa.OP_GOTOL, distance
                 continue
@@ -1524,6 +1529,15 @@ class Asm:
                 )
             insn.offset = distance
         return self._body
+
+    def _slot(self, index: int) -> int:
+        """The slot of the instruction at *index*: those before it, and the wide ones among them once more."""
+        return index + bisect_left(self._wides, index)
+
+    @property
+    def slots(self) -> int:
+        """How many 8-byte slots have been written so far."""
+        return self._slot(len(self._body))
 
     def labels(self) -> dict[int, str]:
         """Names given to places, by index of the instruction that follows."""

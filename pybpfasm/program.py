@@ -12,11 +12,14 @@ The function's further parameters are settings that become constants in the inst
 
 from __future__ import annotations
 
+import gc
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
 from typing import TYPE_CHECKING, Concatenate, Final, Generic, ParamSpec, TypeVar
 
 from pybpfasm import isa
@@ -108,21 +111,26 @@ class ProgramSpec:
         self.byteorder: ByteOrder = byteorder
         self.prog_flags = prog_flags
         self._debug: tuple[bytes, bytes, bytes] | None = None
-        self._starts: list[int] = []
-        at = 0
         maps: dict[str, MapSpec] = {}
+        wide = 0
         for insn in instructions:
-            self._starts.append(at)
-            at += 2 if insn.opcode == isa.LD_IMM64 else 1
-            if isinstance(insn.reference, MapSpec):
+            if insn.opcode == isa.LD_IMM64:
+                wide += 1
+            if insn.reference is not None and isinstance(insn.reference, MapSpec):
                 known = maps.setdefault(insn.reference.name, insn.reference)
                 if known is not insn.reference:
                     raise AsmError(
                         f"{name} names two different maps {known.name!r}",
                         None if insn.origin is None else resolve(insn.origin),
                     )
-        self.slots = at
+        self.slots = len(instructions) + wide
         self.maps: tuple[MapSpec, ...] = tuple(maps.values())
+
+    @cached_property
+    def _starts(self) -> list[int]:
+        """The slot of every instruction."""
+        slots = (2 if insn.opcode == isa.LD_IMM64 else 1 for insn in self.instructions)
+        return list(accumulate(slots, initial=0))[:-1]
 
     def __repr__(self) -> str:
         return f"<ProgramSpec {self.name} {self.type.name} {self.slots} slots>"
@@ -226,7 +234,12 @@ class ProgramSpec:
 
 @contextmanager
 def _writing(b: Asm) -> Iterator[None]:
-    """Run a program's Python function: a misspelt register is an error of its line like all others."""
+    """Run a program's Python function: a misspelt register is an error of its line like all others.
+
+    The garbage collector pauses: it would look through all instructions again and again, and find nothing.
+    """
+    collects = gc.isenabled()
+    gc.disable()
     try:
         yield
     except AttributeError as error:
@@ -236,6 +249,8 @@ def _writing(b: Asm) -> Iterator[None]:
             str(error).replace("'Asm' object", "the assembler"), raised_at(error, b.entry)
         ) from None
     finally:
+        if collects:
+            gc.enable()
         forget()
 
 
@@ -372,7 +387,7 @@ class Template(Generic[P]):
         functions = [Function(self.name, 0, (), self.context, main.labels())]
         entries: dict[Subprogram, int] = {}
         waiting = list(main._calls)
-        slot = sum(insn.slots for insn in instructions)
+        slot = main.slots
         while waiting:
             callee = waiting.pop(0)
             if callee in entries:
@@ -382,14 +397,15 @@ class Template(Generic[P]):
             written = body.finish()
             functions.append(Function(callee.name, slot, callee.arguments, callee.context, body.labels()))
             instructions.extend(written)
-            slot += sum(insn.slots for insn in written)
+            slot += body.slots
             # Each right before what else its caller calls: the order in which libbpf lays them out.
             waiting[:0] = body._calls
-        at = 0
-        for insn in instructions:
-            if isinstance(insn.reference, Subprogram):
-                insn.imm = entries[insn.reference] - at - 1
-            at += 2 if insn.opcode == isa.LD_IMM64 else 1
+        if entries:
+            at = 0
+            for insn in instructions:
+                if isinstance(insn.reference, Subprogram):
+                    insn.imm = entries[insn.reference] - at - 1
+                at += 2 if insn.opcode == isa.LD_IMM64 else 1
         return ProgramSpec(
             self.name,
             self.type,
