@@ -130,8 +130,7 @@ def sockops(b: Asm, ctx: SockOps, settings: Settings) -> None:
     fill_socket_key(b, ctx, settings, key, reverse=True, other="done")
     b.r1 = maps(settings).pending
     b.lea(b.r2, key)
-    b.r3 = b.r10
-    b.r3 += note.offset
+    b.lea(b.r3, note)
     b.r4 = BPF_ANY
     b.call(Helper.map_update_elem)
     b.ret(DONE)
