@@ -280,8 +280,8 @@ def encode(instructions: Iterable[Instruction], byteorder: ByteOrder = "little")
                 in_table
                 or offset & offset_mask
                 or imm & imm_mask
-                or not 0 <= dst <= FRAME_POINTER
-                or src < 0
+                or dst > FRAME_POINTER  # below 0 makes the key negative
+                or src > FRAME_POINTER
                 or insn.imm_high
             ):
                 problem = insn.problem()

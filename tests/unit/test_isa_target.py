@@ -30,6 +30,8 @@ from pybpfasm.text import assemble
         ("if w1 == 0x5 goto pc+0", "v3, Linux 5.1"),
         ("if w1 < 0x5 goto pc+0", "v3, Linux 5.1"),
         ("lock *(u64 *)(r1 +0) |= r2", "v3, Linux 5.12"),
+        ("r2 = atomic64_fetch_add((u64 *)(r1 +0), r2)", "v3, Linux 5.12"),
+        ("r2 = atomic_xchg((u32 *)(r1 +0), r2)", "v3, Linux 5.12"),
         ("r0 = atomic_cmpxchg((u32 *)(r1 +0), r0, r2)", "v3, Linux 5.12"),
         ("r1 s/= 3", "v4, Linux 6.6"),
         ("r1 = (s8)r2", "v4, Linux 6.6"),
