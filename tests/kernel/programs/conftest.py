@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Iterator
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 
 from loader.netns import NetNs
 from programs.packet import Interface
@@ -22,6 +22,8 @@ settings.register_profile(
     "programs",
     deadline=None,
     database=None,
+    # Not to make a failing example smaller: that takes longer than a test may last, and they are small.
+    phases=[Phase.explicit, Phase.generate],
     derandomize=bool(os.environ.get("CI")),
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )

@@ -59,6 +59,22 @@ def answer_1234(b: Asm, ctx: SockOpt) -> None:
     b.ret(1)
 
 
+@cgroup_sockopt(GETSOCKOPT)
+def leave_traces(b: Asm, ctx: SockOpt) -> None:
+    """Another program at the hook: writes into the buffer of option 80, and answers nothing."""
+    b.r2 = ctx.optname
+    b.If(b.r2 != ORIGINAL_DST).goto("done")
+    b.r2 = ctx.optval
+    b.r3 = ctx.optval_end
+    b.r4 = b.r2
+    b.r4 += 28
+    b.If(b.r4 > b.r3).goto("done")
+    for word in range(7):
+        b.u32[b.r2 + 4 * word] = -1
+    b.label("done")
+    b.ret(1)
+
+
 @pytest.fixture
 def stack() -> Iterator[ExitStack]:
     """Closes what a test has entered into it."""
@@ -176,6 +192,21 @@ def test_the_original_destination(
             wanted = expected(c, SERVICE)
             assert got == Answer(0, size, wanted + bytes([FILL]) * (ROOM - size))
             assert rig.moved() == {f"getsockopt.answered_ipv{c.family}": 1}
+
+
+@pytest.mark.parametrize(("listen_on", "connect_to", "level"), SETUPS)
+def test_every_byte_of_the_answer_is_written(
+    rig: Rig, cgroup: Cgroup, listen_on: str, connect_to: str, level: int
+) -> None:
+    with (
+        connection(listen_on, connect_to) as c,
+        Program.load(leave_traces.build()) as other,
+        Link.cgroup(other, cgroup.fd, GETSOCKOPT),
+        attached(rig, cgroup),
+    ):
+        rig.put(c.flow, SERVICE)
+        got = ask(c.server, level, ORIGINAL_DST, 128)
+        assert got.buffer[: size_of(c)] == expected(c, SERVICE)
 
 
 @pytest.mark.parametrize("port", [1, 80, 255, 256, 8000, 65535])
