@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 from loader.errors import BpfError, LoaderError
+from pybpfasm.diagnosis import Diagnosis, diagnose, in_words
 
 if TYPE_CHECKING:
     from pybpfasm.errors import SourceLocation
@@ -150,8 +151,9 @@ class _Spec(Protocol):
 class VerifierError(LoaderError):
     """The verifier rejected a program. ``str()`` shows why, at which Python line, and how it got there.
 
-    ``log`` is the whole log, ``parsed`` its parts, ``reason`` the verifier's own words, ``location`` the
-    Python line (None if it is not known), ``errno`` what PROG_LOAD answered.
+    ``log`` is the whole log, ``parsed`` its parts, ``reason`` the verifier's own words, ``diagnosis`` what
+    they mean (None if they are not known), ``location`` the Python line (None if it is not known), ``errno``
+    what PROG_LOAD answered. ``hint`` says what to do.
     """
 
     def __init__(self, spec: _Spec, log: str, error: BpfError | None = None) -> None:
@@ -160,13 +162,12 @@ class VerifierError(LoaderError):
         self.parsed = parse_log(log)
         self.errno = error.errno if error is not None else None
         self.reason = self.parsed.reason or (error.strerror if error is not None else "") or "no reason given"
+        self.diagnosis: Diagnosis | None = diagnose(self.parsed.messages)
         slot = self.parsed.slot
         self.slot = slot
         self.location = None if slot is None else spec.location(slot)
-        super().__init__(
-            self._describe(spec),
-            hint="change the program at that line; the whole log is in this error's `log`",
-        )
+        advice = "change the program at that line" if self.diagnosis is None else self.diagnosis.advice
+        super().__init__(self._describe(spec), hint=f"{advice}. The whole log is in this error's `log`")
 
     def _describe(self, spec: _Spec) -> str:
         lines = [f"the verifier rejected program {self.name!r}: {self.reason}"]
@@ -174,12 +175,19 @@ class VerifierError(LoaderError):
         where = self._where(spec, self.slot, step)
         if where:
             lines.append(f"  at {where}")
+            caller = None if self.location is None else self.location.caller
+            while caller is not None:
+                lines.append(f"    called from {caller.filename}:{caller.line}: {caller.text}")
+                caller = caller.caller
         if step is not None:
             lines.append(f"  instruction {step.slot}: {step.text}")
         elif self.slot is not None:
             lines.append(f"  instruction {self.slot}")
         for register, value in self.registers().items():
-            lines.append(f"    {register} = {value}")
+            words = in_words(value)
+            lines.append(f"    {register} = {value}" + (f"   {words}" if words else ""))
+        if self.diagnosis is not None:
+            lines.append(f"  why: {self.diagnosis.why}")
         if acquired := re.search(r"alloc_insn=(\d+)", self.reason):
             lines.append(f"  acquired at {self._where(spec, int(acquired[1]), None) or 'an unknown line'}")
         path = self.path(spec)

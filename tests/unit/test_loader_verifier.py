@@ -153,7 +153,8 @@ def test_the_error_shows_the_python_line_reason_and_registers() -> None:
         "R6(id=0,off=15,r=14); R6 offset is outside of the packet",
         "  at programs/x.py:109: line of 9",
         "  instruction 9: r2 = *(u8 *)(r6 +15)",
-        "    r6 = pkt(r=14)",
+        "    r6 = pkt(r=14)   a packet pointer, 14 bytes of it checked",
+        "  why: the packet may be shorter: 1 bytes at 15 are read, and only 14 are known to be there",
         "  the way there:",
         "    programs/x.py:100: line of 0",
         "    programs/x.py:101: line of 1",
@@ -162,7 +163,8 @@ def test_the_error_shows_the_python_line_reason_and_registers() -> None:
         "    programs/x.py:109: line of 9",
     ]
     assert (error.location, error.errno, error.log) == (Spec().location(9), 13, LOG_6_18)
-    assert error.hint
+    assert error.diagnosis is not None and error.diagnosis.key == "packet-bounds"
+    assert error.hint.startswith(error.diagnosis.advice) and "+ 1) with data_end" in error.hint
 
 
 def test_the_logs_own_lines_serve_where_the_program_has_none() -> None:
@@ -184,4 +186,5 @@ def test_a_line_before_any_step() -> None:
         "the verifier rejected program 'ingress': unreachable insn 5",
         "  at programs/x.py:105: line of 5",
         "  instruction 5",
+        "  why: nothing leads to instruction 5",
     ]
