@@ -7,8 +7,8 @@ from programs.settings import Settings
 from programs.shared import Counters, SocketKey, SocketState, count, find_counters, maps
 from programs.socket import fill_socket_key
 from pybpfasm.asm import Asm
-from pybpfasm.kernel.context import BpfSock, SkMsgMd
-from pybpfasm.kernel.enums import BPF_F_INGRESS, Helper, SkAction, TcpState
+from pybpfasm.kernel.context import SkMsgMd
+from pybpfasm.kernel.enums import BPF_F_INGRESS, Helper, SkAction
 from pybpfasm.program import sk_msg as sk_msg_program
 
 
@@ -25,8 +25,7 @@ def sk_msg(b: Asm, ctx: SkMsgMd, settings: Settings) -> None:
     b.r6 = ctx
     ctx = SkMsgMd(b.r6)
     b.r1 = maps(settings).socket_state
-    b.r8 = ctx.sk
-    b.r2 = b.r8
+    b.r2 = ctx.sk
     b.r3 = 0
     b.r4 = 0
     b.call(Helper.sk_storage_get)
@@ -36,10 +35,6 @@ def sk_msg(b: Asm, ctx: SkMsgMd, settings: Settings) -> None:
     find_counters(b, settings, b.r9, "pass")
     b.r2 = state.native
     b.If(b.r2 != 0).goto("native")
-
-    # When the connection has ended, a new one with the same addresses and ports may have the peer's key.
-    b.r2 = BpfSock(b.r8).state
-    b.If((b.r2 != TcpState.ESTABLISHED) & (b.r2 != TcpState.CLOSE_WAIT)).goto("no_peer")
 
     b.r2 = state.paired
     with b.If(b.r2 == 0):

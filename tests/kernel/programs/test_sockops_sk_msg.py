@@ -515,6 +515,19 @@ def test_the_peer_is_taken_out_while_data_is_sent(rig: Rig) -> None:
         assert rig.moved() == {"sk_msg.native_messages": 1, "sk_msg.native_bytes": 12}
 
 
+def test_a_message_that_waits_to_be_sent_is_not_overtaken(rig: Rig) -> None:
+    """MSG_MORE keeps it back, so that no segment tells of it: the message itself has to."""
+    cookie = netns_cookie()
+    with connect() as pair:
+        envoy, app = ("127.0.0.1", pair.envoy.getsockname()[1]), ("127.0.0.1", SERVICE)
+        exchange(pair, b"before")
+        assert rig.sockets.delete(key(app, envoy, cookie))
+        pair.envoy.send(b"first ", socket.MSG_MORE)
+        rig.sockets.update(key(app, envoy, cookie), struct.pack("=Q", pair.app.fileno()))
+        pair.envoy.send(b"second")
+        assert receive(pair.app, 12) == b"first second"
+
+
 # --- C4: order. ---------------------------------------------------------------------------------------------
 
 
