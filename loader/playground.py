@@ -267,14 +267,15 @@ class Playground:
 
     ``client``, ``gateway`` and ``server`` are its namespaces, ``cgroup`` the cgroup2 directory in which Envoy
     and the application run, ``directory`` the place of log files. Build and use it in one thread that
-    outlives it.
+    outlives it. ``patience`` multiplies every time limit, for a machine that is slow, an emulated one say.
 
     Raises CapabilityError if this process may not make namespaces, PlaygroundError if something is missing.
     """
 
-    def __init__(self, *, bpffs: bool = True) -> None:
+    def __init__(self, *, bpffs: bool = True, patience: float = 1.0) -> None:
         self._stack = ExitStack()
         self._bpffs = bpffs
+        self._patience = patience
         self.number = next(_counter)
         self.name = f"{os.getpid()}-{self.number}"
         try:
@@ -364,7 +365,7 @@ class Playground:
         with log_path.open("wb") as log:
             process = self.server.popen(argv, cgroup=self.cgroup, stdout=log, stderr=subprocess.STDOUT)
         self._stack.callback(stop, process)
-        deadline = time.monotonic() + 15
+        deadline = time.monotonic() + 15 * self._patience
         while not log_path.read_text().startswith('{"ready": true}\n'):
             if process.poll() is not None or time.monotonic() > deadline:
                 raise PlaygroundError(f"the application did not start:\n{log_path.read_text()}")
@@ -399,7 +400,7 @@ class Playground:
             config, place=place, directory=directory, concurrency=concurrency, admin_port=admin_port
         )
         self._stack.callback(proxy.stop)
-        return proxy.start()
+        return proxy.start(15 * self._patience)
 
     def loader(self, *arguments: str, timeout: float = 60) -> subprocess.CompletedProcess[str]:
         """Run ``python -m loader`` with `arguments`, in this host's network namespace and the playground's
@@ -414,7 +415,7 @@ class Playground:
             cwd=_HERE.parent,
         )
         try:
-            out, err = process.communicate(timeout=timeout)
+            out, err = process.communicate(timeout=timeout * self._patience)
         finally:
             stop(process, 0)
         return subprocess.CompletedProcess(argv, process.returncode, out, err)
