@@ -34,6 +34,7 @@ from pybpfasm.maps import MapSpec, MapValue
 from pybpfasm.source import INTERNAL, Origin, capture, known_modules, resolve
 
 if TYPE_CHECKING:
+    from pybpfasm.core import Extern
     from pybpfasm.kernel.enums import Helper
     from pybpfasm.program import Subprogram
 
@@ -1170,8 +1171,8 @@ class Asm:
         self._emit(isa.OP_EXIT)
         self._terminated = True
 
-    def call(self, what: Helper | int | Subprogram) -> None:
-        """Call a helper or a subprogram.
+    def call(self, what: Helper | int | Subprogram | Extern) -> None:
+        """Call a helper, a subprogram or a function of the kernel (`pybpfasm.core.kfunc`).
 
         Arguments are in r1 to r5, the result comes in r0; r1 to r5 are lost.
         """
@@ -1186,6 +1187,11 @@ class Asm:
                 raise self._error(f"helper {what} does not exist")
             self._emit(isa.OP_CALL, 0, CallKind.HELPER, 0, int(what))
         else:
+            from pybpfasm.core import Extern
+
+            if isinstance(what, Extern) and what.kind == "kfunc":
+                self._emit(isa.OP_CALL, 0, CallKind.KFUNC, 0, 0, reference=what)
+                return
             raise self._error(f"call takes a Helper or a subprogram, not {_a(what)}")
 
     def goto(self, label: str | Label) -> None:

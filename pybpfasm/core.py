@@ -12,17 +12,38 @@ fields match by name and kind, through anonymous members; integers of any size a
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from enum import IntEnum
-from typing import Final
+from typing import TYPE_CHECKING, Final
+from weakref import WeakKeyDictionary
 
 from pybpfasm import isa
-from pybpfasm.btf import Btf, BtfError, BtfType, Kind
-from pybpfasm.errors import PybpfasmError
+from pybpfasm.btf import Btf, BtfBuilder, BtfError, BtfType, Kind
+from pybpfasm.errors import AsmError, PybpfasmError, suggestion
 from pybpfasm.instruction import Instruction
+from pybpfasm.isa import Alu, CallKind, Imm64
+from pybpfasm.layout import Array, Field, Nested, Scalar, Struct
 
-__all__ = ["CoreError", "CoreKind", "CoreRelocation", "CoreResolver", "Extern"]
+if TYPE_CHECKING:
+    from pybpfasm.asm import Reg
 
+__all__ = [
+    "CoreError",
+    "CoreKind",
+    "CoreRelocation",
+    "CoreResolver",
+    "Extern",
+    "core_add_offset",
+    "core_exists",
+    "core_load",
+    "core_offset",
+    "core_size",
+    "kfunc",
+]
+
+_NUMBER: Final = re.compile("[0-9]{1,9}")
 _MAX_SPEC: Final = 64  # accessors of one field, BPF_CORE_SPEC_MAX_LEN
 _MAX_DEPTH: Final = 32
 _MAX_STEPS: Final = 10_000  # members looked at for one field: anonymous ones may hold one another many times
@@ -108,6 +129,17 @@ class Extern:
     kind: str
     weak: bool = False
 
+    def __str__(self) -> str:
+        return f"{self.kind} {self.name}"
+
+
+def kfunc(name: str, *, weak: bool = False) -> Extern:
+    """A function of the kernel, for ``b.call(kfunc("bpf_rcu_read_lock"))``.
+
+    Where the kernel lacks a *weak* one, the program is refused only if it can get to the call.
+    """
+    return Extern(name, "kfunc", weak)
+
 
 @dataclass(slots=True)
 class _Accessor:
@@ -135,9 +167,7 @@ class _Spec:
         btf = relocation.local
         spec = cls(btf, relocation.type_id)
         parts = relocation.access.split(":")
-        if len(parts) > _MAX_SPEC or not all(
-            part.isascii() and part.isdigit() and len(part) < 10 for part in parts
-        ):
+        if len(parts) > _MAX_SPEC or not all(_NUMBER.fullmatch(part) for part in parts):
             raise CoreError(f"access {relocation.access[:80]!r} is no list of numbers with colons")
         steps = [int(part) for part in parts]
         t = btf.resolve(relocation.type_id)
@@ -223,6 +253,44 @@ class CoreResolver:
         for types of one name that differ, `BtfError` for malformed BTF.
         """
         return self._answer(relocation).value
+
+    def instructions(self, name: str, unresolved: Iterable[Instruction]) -> tuple[Instruction, ...]:
+        """The instructions of program *name* with everything filled in that depends on the target.
+
+        Raises `CoreError` for a relocation that is malformed or ambiguous, for a kernel function or variable
+        that the target doesn't have, and for a value of the kernel's configuration.
+        """
+        out: list[Instruction] = []
+        for insn in unresolved:
+            if isinstance(insn.reference, CoreRelocation):
+                out += self.apply(insn, insn.reference)
+            elif isinstance(insn.reference, Extern):
+                out.append(self._extern(name, insn, insn.reference))
+            else:
+                out.append(insn)
+        return tuple(out)
+
+    def _extern(self, program: str, insn: Instruction, extern: Extern) -> Instruction:
+        if extern.kind == "kconfig":
+            raise CoreError(
+                f"program {program} reads {extern.name} of the kernel's configuration, which is not supported"
+            )
+        wide = insn.wide
+        found = self.target.by_name(extern.name, Kind.FUNC) or (
+            self.target.by_name(extern.name, Kind.VAR) if wide else None
+        )
+        if found is not None and wide:
+            return replace(insn, src=Imm64.BTF_ID, imm=found.id, imm_high=0, reference=None)
+        if found is not None:
+            return replace(insn, src=CallKind.KFUNC, offset=0, imm=found.id, reference=None)
+        if extern.weak and wide:
+            return replace(insn, src=Imm64.VALUE, imm=0, imm_high=0, reference=None)
+        if extern.weak:
+            return replace(insn, src=CallKind.HELPER, imm=POISON, reference=None)
+        what = "variable" if wide else "function"
+        raise CoreError(
+            f"program {program} needs the kernel's {what} {extern.name}, which its BTF does not have"
+        )
 
     def apply(self, insn: Instruction, relocation: CoreRelocation) -> tuple[Instruction, ...]:
         """*insn* with the target's number in place of the local one.
@@ -569,3 +637,119 @@ def _of_field(btf: Btf, type_id: int, offset: int, size: int, bit_offset: int) -
 
 def _signed(value: int) -> int:
     return value - (1 << 32) if value >> 31 else value
+
+
+# --- For programs written here: a `Struct` has the name of the kernel's type and the fields that are needed.
+
+
+def core_load(to: Reg, view: Struct, path: str) -> None:
+    """``rN = *(uM *)(rK + offset)``, with offset and size of the kernel's field: one instruction.
+
+        class Task(Struct, kernel_name="task_struct"):
+            tgid = S32()
+
+        core_load(b.r2, Task(b.r1), "tgid")
+
+    *path* names the field, through structures and arrays: ``"se.vruntime"``, ``"comm[3]"``. The other fields,
+    their order and their offsets in Python count for nothing. The program needs `ProgramSpec.resolve` before
+    it is loaded. Raises `AsmError`.
+    """
+    struct = type(view)
+    access, field, offset = _path(to, struct, path)
+    if not isinstance(field, Scalar):
+        raise to.asm._error(f"{struct.__name__}.{path} is no integer or pointer that a register could hold")
+    if to.index == isa.FRAME_POINTER:
+        raise to.asm._frame_pointer()
+    if to.is_w:
+        raise to.asm._error(f"write b.r{to.index}: a load of 1, 2 or 4 bytes clears the rest of the register")
+    if view.address.offset:
+        raise to.asm._error(f"{view!r}: the kernel's structure starts where the register points to")
+    reference = CoreRelocation(CoreKind.FIELD_BYTE_OFFSET, *_local(struct), access)
+    opcode = isa.LDX | isa.MEM | isa.SIZE_CODE[field.size]
+    to.asm._emit(opcode, to.index, view.address.base, offset, reference=reference)
+
+
+def core_offset(to: Reg, struct: type[Struct], path: str) -> None:
+    """``rN = offset``: where the kernel has the field, in bytes from the start of *struct*."""
+    access, _, offset = _path(to, struct, path)
+    _constant(to, CoreKind.FIELD_BYTE_OFFSET, struct, access, offset)
+
+
+def core_add_offset(to: Reg, struct: type[Struct], path: str) -> None:
+    """``rN += offset``: from the address of a *struct* of the kernel to that of its field."""
+    access, _, offset = _path(to, struct, path)
+    _constant(to, CoreKind.FIELD_BYTE_OFFSET, struct, access, offset, Alu.ADD)
+
+
+def core_size(to: Reg, struct: type[Struct], path: str = "") -> None:
+    """``rN = size``: how many bytes the kernel's field takes, or without *path* its structure."""
+    if not path:
+        _constant(to, CoreKind.TYPE_SIZE, struct, "0", struct.sizeof)
+        return
+    access, field, _ = _path(to, struct, path)
+    _constant(to, CoreKind.FIELD_BYTE_SIZE, struct, access, field.size)
+
+
+def core_exists(to: Reg, struct: type[Struct], path: str = "") -> None:
+    """``rN = 1`` where the kernel has the field, or without *path* the structure, else ``rN = 0``."""
+    if not path:
+        _constant(to, CoreKind.TYPE_EXISTS, struct, "0", 1)
+        return
+    _constant(to, CoreKind.FIELD_EXISTS, struct, _path(to, struct, path)[0], 1)
+
+
+def _constant(
+    to: Reg, kind: CoreKind, struct: type[Struct], access: str, value: int, operation: Alu = Alu.MOV
+) -> None:
+    if to.index == isa.FRAME_POINTER:
+        raise to.asm._frame_pointer()
+    if to.is_w:
+        raise to.asm._error(f"write b.r{to.index}")
+    reference = CoreRelocation(kind, *_local(struct), access)
+    to.asm._emit(isa.ALU64 | operation | isa.K, to.index, 0, 0, value, reference=reference)
+
+
+_locals: WeakKeyDictionary[type[Struct], tuple[Btf, int]] = WeakKeyDictionary()
+
+
+def _local(struct: type[Struct]) -> tuple[Btf, int]:
+    """The structure as a type of its own BTF."""
+    if struct not in _locals:
+        builder = BtfBuilder()
+        type_id = struct.btf(builder)
+        _locals[struct] = (Btf.parse(builder.to_bytes()), type_id)
+    return _locals[struct]
+
+
+_STEP: Final = re.compile(r"([A-Za-z_]\w*)((?:\[\d{1,6}\])*)", re.ASCII)
+
+
+def _path(to: Reg, struct: type[Struct], path: str) -> tuple[str, Field, int]:
+    """The access that *path* stands for, the field at its end, and its offset in Python."""
+    access, offset = ["0"], 0
+    at: type[Struct] | None = struct
+    field: Field | None = None
+    for part in path.split("."):
+        step = _STEP.fullmatch(part)
+        if step is None:
+            raise _wrong(to, f'{path!r} is no path to a field: write "a.b[2].c"')
+        if at is None:
+            raise _wrong(to, f"{struct.__name__}.{path}: there is no structure before .{part}")
+        field = at.fields.get(step[1])
+        if field is None:
+            raise _wrong(to, f"{at.__name__} has no field {step[1]!r}{suggestion(step[1], at.fields)}")
+        access.append(str(list(at.fields).index(step[1])))
+        offset += field.offset
+        for index in re.findall(r"\d+", step[2]):
+            if not isinstance(field, Array) or int(index) >= field.count:
+                raise _wrong(to, f"{struct.__name__}.{path}: there is no element [{index}]")
+            field = field.element
+            access.append(index)
+            offset += int(index) * field.size
+        at = field.struct if isinstance(field, Nested) else None
+    assert field is not None
+    return ":".join(access), field, offset
+
+
+def _wrong(to: Reg, message: str) -> AsmError:
+    return to.asm._error(message)

@@ -46,6 +46,7 @@ __all__ = [
     "Bytes",
     "Field",
     "Nested",
+    "Pointer",
     "Record",
     "Scalar",
     "Struct",
@@ -243,6 +244,19 @@ class Be64(Scalar):
 
     __slots__ = ()
     _size, _c_name, _order = 8, "__be64", "big"
+
+
+class Pointer(Scalar):
+    """A pointer, 8 bytes; in Python a number.
+
+    What it points to is not said. CO-RE takes it for a pointer only, and no integer for one.
+    """
+
+    __slots__ = ()
+    _size, _c_name = 8, "void *"
+
+    def btf(self, builder: BtfBuilder) -> int:
+        return builder.add_ptr(0)
 
 
 class ArrayView:

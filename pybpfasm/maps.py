@@ -6,11 +6,11 @@ from __future__ import annotations
 import re
 import sys
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from pybpfasm.errors import LayoutError
-from pybpfasm.kernel.enums import MapType
-from pybpfasm.layout import ByteOrder, Field, Struct
+from pybpfasm.kernel.enums import BPF_F_RDONLY_PROG, MapType
+from pybpfasm.layout import U32, ByteOrder, Field, Struct
 
 MapMember: TypeAlias = "type[Struct] | Field | int | None"
 
@@ -56,8 +56,8 @@ class MapSpec:
 
     ``name`` (1 to 15 of ``A-Za-z0-9_.``) identifies it within a set of programs. ``key`` and ``value`` are a
     `Struct` class, a field such as ``U32()``, a size in bytes, or ``None`` where the type has none. ``flags``
-    are the kernel's ``BPF_F_*`` for map creation. ``contents`` are the bytes that the only value of an array map
-    starts with: static data. Raises `LayoutError` where these can't be.
+    are the kernel's ``BPF_F_*`` for map creation. ``contents`` are the bytes that the only value of an array
+    map starts with: static data. Raises `LayoutError` where these can't be.
     """
 
     name: str
@@ -80,7 +80,7 @@ class MapSpec:
                 raise LayoutError(f"map {self.name}: only an ARRAY of one entry has contents to start with")
             if len(self.contents) != self.value_size:
                 raise LayoutError(
-                    f"map {self.name}: {len(self.contents)} bytes of contents, its value has {self.value_size}"
+                    f"map {self.name}: {len(self.contents)} bytes of contents, a value of {self.value_size}"
                 )
 
     @property
@@ -136,3 +136,48 @@ class MapValue:
 
     map: MapSpec
     offset: int
+
+
+@dataclass(frozen=True)
+class StaticData(MapValue):
+    """A structure that a program holds, as the one value of an array map; made by `rodata`, `data` and `bss`.
+
+    It is its own address: ``b.r1 = LIMITS``, then ``b.r2 = Limits(b.r1).high``. `at` gives a field's.
+    """
+
+    struct: type[Struct]
+
+    def at(self, field: str) -> MapValue:
+        """The address of a field, for ``b.r1 = LIMITS.at("high")``; raises `LayoutError` without such a
+        field."""
+        return MapValue(self.map, self.struct.offsetof(field))
+
+
+def rodata(struct: type[Struct], name: str = ".rodata", /, **values: Any) -> StaticData:
+    """Constants in the layout *struct*, with *values* in its fields and zeros elsewhere.
+
+    Neither the program nor, once it is loaded, anybody else can change them; the verifier takes them as
+    known. *name* is the map's, and the section's in an object (``.rodata``, ``.rodata.mine``). Raises
+    `LayoutError`.
+    """
+    return _static(struct, name, ".rodata", values, BPF_F_RDONLY_PROG)
+
+
+def data(struct: type[Struct], name: str = ".data", /, **values: Any) -> StaticData:
+    """Variables in the layout *struct*, which start with *values*; as `rodata` otherwise."""
+    return _static(struct, name, ".data", values, 0)
+
+
+def bss(struct: type[Struct], name: str = ".bss", /) -> StaticData:
+    """Variables in the layout *struct*, which start as zeros; as `rodata` otherwise."""
+    return _static(struct, name, ".bss", None, 0)
+
+
+def _static(
+    struct: type[Struct], name: str, section: str, values: dict[str, Any] | None, flags: int
+) -> StaticData:
+    if name != section and not name.startswith(section + "."):
+        raise LayoutError(f"static data {name!r}: the name is {section}, or begins with {section}.")
+    contents = None if values is None else struct.pack(**values)
+    spec = MapSpec(name, MapType.ARRAY, U32(), struct, 1, flags, contents=contents)
+    return StaticData(spec, 0, struct)

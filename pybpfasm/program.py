@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
-from typing import TYPE_CHECKING, Concatenate, Final, Generic, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Concatenate, Final, Generic, ParamSpec, Self, TypeVar
 
 from pybpfasm import isa
 from pybpfasm.asm import Asm
@@ -33,7 +33,8 @@ from pybpfasm.maps import MapSpec
 from pybpfasm.source import capture, forget, raised_at, record, resolve
 
 if TYPE_CHECKING:
-    from pybpfasm.btf import BtfBuilder
+    from pybpfasm.btf import Btf, BtfBuilder
+    from pybpfasm.core import CoreRelocation, CoreResolver, Extern
 
 __all__ = [
     "Function",
@@ -141,7 +142,18 @@ class ProgramSpec:
         return self.attach_type if self.type in _WANTS_ATTACH_TYPE else None
 
     def code(self, map_fds: Mapping[str, int] | None = None) -> bytes:
-        """The instructions' bytes, with the descriptors of *map_fds* (by map name) in place, 0 for others."""
+        """The instructions' bytes, with the descriptors of *map_fds* (by map name) in place, 0 for others.
+
+        Raises `CoreError` where something is `unresolved`.
+        """
+        if self.unresolved:
+            from pybpfasm.core import CoreError
+
+            shown = ", ".join(sorted({str(one) for one in self.unresolved})[:5])
+            raise CoreError(
+                f"program {self.name} needs the kernel's types for {shown}: "
+                "call resolve() with the BTF of the kernel that it is for (/sys/kernel/btf/vmlinux)"
+            )
         fds = map_fds or {}
         out = []
         for insn in self.instructions:
@@ -152,6 +164,32 @@ class ProgramSpec:
                 )
             out.append(insn.encode(self.byteorder))
         return b"".join(out)
+
+    @cached_property
+    def unresolved(self) -> tuple[CoreRelocation | Extern, ...]:
+        """What of the program depends on the kernel's types: see `pybpfasm.core`."""
+        from pybpfasm.core import CoreRelocation, Extern
+
+        found = (insn.reference for insn in self.instructions if insn.reference is not None)
+        return tuple(one for one in found if isinstance(one, (CoreRelocation, Extern)))
+
+    def resolve(self, target: Btf | CoreResolver) -> Self:
+        """The program for the kernel whose BTF *target* is; the same one where nothing depends on it.
+
+        Raises `CoreError` for what the kernel does not have, or has twice.
+        """
+        if not self.unresolved:
+            return self
+        import copy
+
+        from pybpfasm.core import CoreResolver
+
+        resolver = target if isinstance(target, CoreResolver) else CoreResolver(target)
+        made = copy.copy(self)
+        made.instructions = resolver.instructions(self.name, self.instructions)
+        for name in ("_starts", "unresolved"):
+            made.__dict__.pop(name, None)
+        return made
 
     def location(self, slot: int) -> SourceLocation | None:
         """The Python line that wrote the instruction at 8-byte *slot*."""

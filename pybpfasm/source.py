@@ -22,7 +22,9 @@ Origin = tuple[CodeType, int, "Origin | None"]
 
 _HERE = os.path.dirname(__file__)
 # Frames of these files are the assembler's own, never the writer's.
-INTERNAL = frozenset(os.path.join(_HERE, name) for name in ("asm.py", "layout.py", "maps.py", "program.py"))
+INTERNAL = frozenset(
+    os.path.join(_HERE, name) for name in ("asm.py", "core.py", "layout.py", "maps.py", "program.py")
+)
 known_modules: dict[str, str] = {}
 
 

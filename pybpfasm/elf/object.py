@@ -117,7 +117,6 @@ class ObjectProgram(ProgramSpec):
         self.symbol = symbol
         self.section = section
         self._source = source
-        self._records = debug
         self._lines = [] if debug is None else debug[2]
         self._debug = (
             (b"", b"", b"")
@@ -128,25 +127,6 @@ class ObjectProgram(ProgramSpec):
                 pack_line_info(debug[2], byteorder),
             )
         )
-
-    @property
-    def unresolved(self) -> tuple[CoreRelocation | Extern, ...]:
-        """What of the program depends on the kernel's types."""
-        return tuple(
-            insn.reference
-            for insn in self.instructions
-            if isinstance(insn.reference, (CoreRelocation, Extern))
-        )
-
-    def code(self, map_fds: Mapping[str, int] | None = None) -> bytes:
-        """As `ProgramSpec.code`; raises `ElfError` where something is `unresolved`."""
-        if self.unresolved:
-            shown = ", ".join(sorted({str(_shown(one)) for one in self.unresolved})[:5])
-            raise ElfError(
-                f"program {self.name} needs the kernel's types for {shown}: "
-                "call resolve() with the kernel's BTF (/sys/kernel/btf/vmlinux) first"
-            )
-        return super().code(map_fds)
 
     def location(self, slot: int) -> SourceLocation | None:
         """The source line of the instruction at 8-byte *slot*, or ``None`` without line information."""
@@ -162,70 +142,11 @@ class ObjectProgram(ProgramSpec):
             filename.removeprefix("./"), line.line, self.function_at(slot).name, text, filename
         )
 
-    def resolve(self, target: Btf | CoreResolver) -> ObjectProgram:
-        """The program for the kernel whose BTF *target* is; the same one where nothing depends on it.
-
-        Raises `CoreError` for a relocation that is malformed or ambiguous, `ElfError` for a kernel function
-        or variable that the kernel doesn't have, and for a value of its configuration.
-        """
-        if not self.unresolved:
-            return self
-        resolver = target if isinstance(target, CoreResolver) else CoreResolver(target)
-        out: list[Instruction] = []
-        for insn in self.instructions:
-            if isinstance(insn.reference, CoreRelocation):
-                out += resolver.apply(insn, insn.reference)
-            elif isinstance(insn.reference, Extern):
-                out.append(self._extern(insn, insn.reference, resolver.target))
-            else:
-                out.append(insn)
-        return ObjectProgram(
-            self.name,
-            self.type,
-            self.attach_type,
-            self.license,
-            tuple(out),
-            self.functions,
-            self.byteorder,
-            self.prog_flags,
-            symbol=self.symbol,
-            section=self.section,
-            debug=self._records,
-            source=self._source,
-        )
-
-    def _extern(self, insn: Instruction, extern: Extern, target: Btf) -> Instruction:
-        if extern.kind == "kconfig":
-            raise ElfError(
-                f"program {self.name} reads {extern.name} of the kernel's configuration, "
-                "which is not supported"
-            )
-        wide = insn.opcode == isa.LD_IMM64
-        found = target.by_name(extern.name, Kind.FUNC) or (
-            target.by_name(extern.name, Kind.VAR) if wide else None
-        )
-        if found is None:
-            if extern.weak and wide:
-                return replace(insn, src=Imm64.VALUE, imm=0, imm_high=0, reference=None)
-            if extern.weak:
-                return replace(insn, src=CallKind.HELPER, imm=0xBAD2310, reference=None)
-            what = "variable" if wide else "function"
-            raise ElfError(
-                f"program {self.name} needs the kernel's {what} {extern.name}, which its BTF does not have"
-            )
-        if wide:
-            return replace(insn, src=Imm64.BTF_ID, imm=found.id, imm_high=0, reference=None)
-        return replace(insn, src=CallKind.KFUNC, offset=0, imm=found.id, reference=None)
-
 
 def _plain(btf: Btf, offset: int) -> str:
     """A string of a line record on one printable line."""
     text = btf.string(offset).strip().replace("\t", " ")
     return text if text.isprintable() else "".join(c if c.isprintable() else "\ufffd" for c in text)
-
-
-def _shown(one: CoreRelocation | Extern) -> str:
-    return str(one) if isinstance(one, CoreRelocation) else f"{one.kind} {one.name}"
 
 
 @dataclass(frozen=True)

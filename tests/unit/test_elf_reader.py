@@ -10,7 +10,7 @@ import pytest
 
 from pybpfasm import listing, text
 from pybpfasm.btf import Btf, BtfBuilder, Kind
-from pybpfasm.core import CoreKind, CoreRelocation, Extern
+from pybpfasm.core import CoreError, CoreKind, CoreRelocation, Extern
 from pybpfasm.elf import ElfError, ObjectFile, read_object
 from pybpfasm.elf.reader import read_raw
 from pybpfasm.instruction import decode, encode
@@ -264,7 +264,7 @@ def test_core(level: int) -> None:
     stored = _stored(f"core_v{level}")
     assert len(stored) >= 14
     assert stored == {name: value for name, value in ANSWERS.items() if name in stored}
-    with pytest.raises(ElfError, match=r"field_byte_offset\(sk_buff___mine\.len\).*resolve\(\)"):
+    with pytest.raises(CoreError, match=r"field_byte_offset\(sk_buff___mine\.len\).*resolve\(\)"):
         program.code()
 
 
@@ -282,7 +282,7 @@ def test_kernel_functions_and_variables() -> None:
     assert [target.type(type_id).name for type_id in called] == ["bpf_rcu_read_lock", "bpf_rcu_read_unlock"]
     missing = next(insn for insn in resolved.instructions if insn.wide)
     assert (missing.src, missing.imm64) == (0, 0)
-    with pytest.raises(ElfError, match="bpf_rcu_read_lock, which its BTF does not have"):
+    with pytest.raises(CoreError, match="bpf_rcu_read_lock, which its BTF does not have"):
         program.resolve(Btf.parse(BtfBuilder().to_bytes()))
     assert Extern("bpf_rcu_read_lock", "kfunc") in program.unresolved
     assert Extern("no_such_variable", "ksym", weak=True) in program.unresolved
