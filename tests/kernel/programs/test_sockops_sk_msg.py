@@ -610,6 +610,10 @@ def test_order_under_fast_open(
             listener.setsockopt(socket.IPPROTO_TCP, TCP_FASTOPEN, 16)
 
     in_order(rig, 100, begin, prepare)
+    moved = rig.moved()
+    if fastopen & 0x200:  # every SYN has data in it
+        assert moved["sockops.data_before_enrolment"] == 100
+        assert "sockops.enrolled_active" not in moved
 
 
 # --- What else an application sees. -------------------------------------------------------------------------
