@@ -33,6 +33,7 @@ VARIANTS = {
     "no timers": Settings(PORTS, flow_capacity=CAPACITY, timers=False, coarse_clock=False),
     "masked mark": Settings(PORTS, flow_capacity=CAPACITY, mark=Mark(0x1000, 0xF000), envoy_port=15001),
     "quick": Settings(PORTS, handshake_seconds=1, linger_seconds=1, flow_capacity=64),
+    "slow linger": Settings(PORTS, handshake_seconds=1, linger_seconds=3600, flow_capacity=64),
     "slow handshake": Settings(PORTS, handshake_seconds=3600, linger_seconds=1, flow_capacity=64),
 }
 

@@ -701,6 +701,15 @@ def test_an_entry_used_again_gets_the_time_of_a_handshake_anew(rig_of: Callable[
     assert rig.flows() == {flow_of(Frame()).key: (8000, 0, 4)}
 
 
+def test_an_entry_used_again_does_not_wait_for_the_linger(rig_of: Callable[[str], Rig]) -> None:
+    rig = rig_of("slow linger")
+    into = rig.load("ingress")
+    for flags in (SYN, ACK, RST):
+        rig.run(into, Frame(flags=flags).bytes())
+    rig.run(into, Frame(seq=4).bytes())
+    wait_until_gone(rig, [flow_of(Frame())], 2.0)
+
+
 def test_the_time_of_the_last_packet_is_noted(rig_of: Callable[[str], Rig]) -> None:
     rig = rig_of("no timers")  # whose clock is the precise one
     into, out_of = rig.load("ingress"), rig.load("egress")
