@@ -389,7 +389,9 @@ def _call(expression: str) -> tuple[str, list[Any], dict[str, Any]]:
 # Commands.
 def _write(data: bytes, output: str | None) -> None:
     if output is None or output == "-":
-        sys.stdout.buffer.write(data)
+        # In pieces: a large one into a pipe that nobody reads any more is lost without an error.
+        for at in range(0, len(data), 1 << 14):
+            sys.stdout.buffer.write(data[at : at + (1 << 14)])
     else:
         Path(output).write_bytes(data)
 
@@ -413,7 +415,8 @@ def _asm(options: argparse.Namespace) -> int:
 
 def _dis(options: argparse.Namespace) -> int:
     specs = load_programs(options.target, options.byteorder)
-    print("\n".join(spec.listing(lines=not options.no_lines) for spec in specs), end="")
+    words = "\n".join(spec.listing(lines=not options.no_lines) for spec in specs)
+    _write(words.encode(sys.stdout.encoding or "utf-8", "replace"), None)
     return 0
 
 

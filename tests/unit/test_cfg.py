@@ -124,6 +124,20 @@ def test_blocks_do_not_overlap_and_edges_lead_down() -> None:
             assert down is (path.get("class") != "back"), path.attrib
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        "if r1 == 1 goto p\nif r1 == 2 goto z\nif r1 == 3 goto z\ngoto z\np: r0 = 0\nz: exit",
+        "if r1 == 1 goto p\ngoto z\np: if r1 == 2 goto q\nq: if r1 == 3 goto z\nr0 = 0\nz: exit",
+    ],
+)
+def test_short_ways_beside_long_ones_lead_down(words: str) -> None:
+    root = ElementTree.fromstring(svg(control_flow(assemble(words))))
+    drawn = [path.attrib["d"] for path in root.iter(f"{SVG}path") if path.get("marker-end")]
+    assert len(drawn) > 6
+    assert not [d for d in drawn if "H" in d]  # what leads up or far goes around
+
+
 def test_unreachable_and_looping_are_marked() -> None:
     picture = svg(control_flow(assemble("a: if r1 == 0 goto a\nexit\nb: goto b")))
     assert picture.count('class="b u"') == 1

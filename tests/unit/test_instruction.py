@@ -102,6 +102,8 @@ def test_byte_order_of_the_fields() -> None:
         (Instruction(0xBF, 1, -1), "mov: register number -1 does not fit 4 bits"),
         (Instruction(0xBF, 1, -16), "mov: register number -16 does not fit 4 bits"),
         (Instruction(0xBF, 1, 16), "mov: register number 16 does not fit 4 bits"),
+        (Instruction(0x0F, 1, 16), "add: register number 16 does not fit 4 bits"),
+        (Instruction(0x0F, 17, 1), "add: register number 17 does not fit 4 bits"),
         (Instruction(0xBF, 17, 1), "mov: register number 17 does not fit 4 bits"),
         (Instruction(0xBF, -1, 1), "mov: register number -1 does not fit 4 bits"),
         (Instruction(0xBF, 1, 256), "mov: register number 256 does not fit 4 bits"),

@@ -248,6 +248,13 @@ def test_as_a_process(text: str) -> None:
     assert run("dis", "nothing").returncode == 1
     assert run().returncode == 2
     # A reader that goes away is no error to report.
-    command = f"{sys.executable} -m pybpfasm dis {PROGRAM} | head -1; exit ${{PIPESTATUS[0]}}"
-    piped = subprocess.run(["bash", "-c", command], capture_output=True, text=True, cwd=ROOT, timeout=60)
-    assert piped.stderr == ""
+    long = Path(text).with_name("long.bin")
+    long.write_bytes(encode(assemble("exit")) * 20000)
+    command = [sys.executable, "-m", "pybpfasm", "dis", str(long)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.readline()
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait(60) == 1
