@@ -88,6 +88,8 @@ def control_flow(
     for insn in instructions:
         placed.append((at, insn))
         at += insn.slots
+    if not placed:
+        return []
     slots = {slot for slot, _ in placed}
     names = dict(functions or {})
     names.setdefault(0, "main")

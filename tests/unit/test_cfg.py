@@ -78,6 +78,11 @@ def test_what_has_no_graph(words: str, message: str) -> None:
     assert message in str(caught.value)
 
 
+def test_nothing_has_an_empty_graph() -> None:
+    assert control_flow([]) == []
+    ElementTree.fromstring(svg([]))
+
+
 def test_picture() -> None:
     spec = maps_and_calls.build()
     functions = of_program(spec)
