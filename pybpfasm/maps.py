@@ -57,7 +57,9 @@ class MapSpec:
     ``name`` (1 to 15 of ``A-Za-z0-9_.``) identifies it within a set of programs. ``key`` and ``value`` are a
     `Struct` class, a field such as ``U32()``, a size in bytes, or ``None`` where the type has none. ``flags``
     are the kernel's ``BPF_F_*`` for map creation. ``contents`` are the bytes that the only value of an array
-    map starts with: static data. Raises `LayoutError` where these can't be.
+    map starts with: static data. ``initial`` says which program or map, by its name, is in an entry of an
+    array of programs or maps from the start; objects hold this, and who loads them fills it in. Raises
+    `LayoutError` where these can't be.
     """
 
     name: str
@@ -69,6 +71,7 @@ class MapSpec:
     map_extra: int = 0
     inner: MapSpec | None = None
     contents: bytes | None = None
+    initial: tuple[tuple[int, str], ...] = ()
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):

@@ -62,13 +62,12 @@ _LEAST_BUDGET: Final = 1 << 20
 class ObjectMap(MapSpec):
     """A map that an object defines, or one of its data sections.
 
-    ``symbol`` is its full name; the kernel's, ``name``, is cut to 15 characters. ``initial`` says which map
-    or program is in an entry from the start. ``pinned`` is what the object asks for (``LIBBPF_PIN_BY_NAME``).
+    ``symbol`` is its full name; the kernel's, ``name``, is cut to 15 characters. ``pinned`` is what the
+    object asks for (``LIBBPF_PIN_BY_NAME``).
     """
 
     symbol: str = ""
     types: tuple[bytes, int, int] | None = field(default=None, repr=False)
-    initial: tuple[tuple[int, str], ...] = ()
     pinned: bool = False
 
     def btf(self, byteorder: ByteOrder = "little") -> tuple[bytes, int, int] | None:

@@ -438,7 +438,7 @@ class _Writer:
         # libbpf makes maps in this order, and those that others hold from the start have to be there.
         definitions = sorted(
             (spec for spec in self.maps if self.data_section(spec) is None),
-            key=lambda spec: bool(getattr(spec, "initial", ())),
+            key=lambda spec: bool(spec.initial),
         )
         if not definitions:
             return
@@ -449,12 +449,11 @@ class _Writer:
         section = self._section(_Section(".maps", SHT_PROGBITS, SHF_ALLOC | SHF_WRITE, align=8))
         for spec in definitions:
             type_id, size = self._definition(spec)
-            initial: tuple[tuple[int, str], ...] = getattr(spec, "initial", ())
-            for index, name in initial:
+            for index, name in spec.initial:
                 if name not in names:
                     raise ElfError(f"map {spec.name}: entry {index} is {name!r}, which is not in the object")
                 section.relocations.append((at + size + 8 * index, names[name], R_BPF_64_64))
-            size += 8 * max((index + 1 for index, _ in initial), default=0)
+            size += 8 * max((index + 1 for index, _ in spec.initial), default=0)
             entries.append((self.types.add_var(_map_name(spec), type_id), at, size))
             self.symbols[f"map {_map_name(spec)}"] = _Symbol(
                 _map_name(spec), section, at, size, STB_GLOBAL, STT_OBJECT
@@ -476,7 +475,7 @@ class _Writer:
             integer = self.types.add_int("int", 4, signed=True)
             add(name, self.types.add_ptr(self.types.add_array(integer, value, self._index_type())))
 
-        functions = spec.type is MapType.PROG_ARRAY and bool(getattr(spec, "initial", ()))
+        functions = spec.type is MapType.PROG_ARRAY and bool(spec.initial)
         add_number("type", int(spec.type))
         described = spec.btf(self.byteorder)
         ids: dict[int, int] = {}
