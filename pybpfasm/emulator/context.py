@@ -539,14 +539,14 @@ class SockOpsContext(Context):
         super().__init__(op=op, is_fullsock=int(full), **_socket_fields(socket), **fields)
         self.socket = socket
         self.full = full
-        self.flags = 0
         self.data = bytearray(packet)
+        self._fields.setdefault("bpf_sock_ops_cb_flags", socket.cb_flags)
 
     def rights(self, spec: ProgramSpec) -> Rights:
         return _SOCK_OPS
 
     def current(self) -> dict[str, Any]:
-        return {**self._fields, "skb_len": len(self.data)}
+        return {"skb_len": len(self.data), **self._fields}
 
     def pointers(self, run: Run) -> dict[int, Callable[[], int]]:
         region = Memory("the packet", self.data, run.emulator.byteorder, writable=False, atomic=False)

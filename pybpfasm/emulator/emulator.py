@@ -93,12 +93,15 @@ class Emulator:
 
         Raises `EmulatorError`.
         """
+        self._check_order(spec)
+        return Program(self, spec, self.engine if engine is None else engine)
+
+    def _check_order(self, spec: ProgramSpec) -> None:
         if spec.byteorder != self.byteorder:
             raise EmulatorError(
                 f"{spec.name} is {spec.byteorder}-endian, this emulator {self.byteorder}-endian: "
                 f"make one with byteorder={spec.byteorder!r}"
             )
-        return Program(self, spec, self.engine if engine is None else engine)
 
     def map(self, which: MapSpec | str) -> Map:
         """The map of a spec, made where there is none yet, or that of a name."""

@@ -572,8 +572,8 @@ def sock_ops_cb_flags_set(run: Run, context: int, flags: int) -> int:
     if not ctx.full:
         return -EINVAL
     flags &= U32
-    ctx.flags = flags & 0x7F
-    ctx["bpf_sock_ops_cb_flags"] = ctx.flags
+    ctx.socket.cb_flags = flags & 0x7F
+    ctx._refresh(run, "bpf_sock_ops_cb_flags", ctx.socket.cb_flags)
     return flags & ~0x7F
 
 

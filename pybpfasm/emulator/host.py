@@ -21,7 +21,7 @@ from pybpfasm.emulator.faults import EmulatorError
 from pybpfasm.emulator.maps import Map, SockHash
 from pybpfasm.emulator.program import Program
 from pybpfasm.emulator.sockets import Address, Socket, address_bytes
-from pybpfasm.kernel.enums import SkAction, SockOp, TcpState, TcxAction
+from pybpfasm.kernel.enums import SkAction, SockOp, SockOpsFlag, TcpState, TcxAction
 from pybpfasm.net import (
     AF_INET,
     AF_INET6,
@@ -407,8 +407,8 @@ class Host:
             raise Refused("getsockopt", errnos.EFAULT)
         if retval:
             raise Refused("getsockopt", -retval)
-        if length > PAGE_SIZE and optlen > PAGE_SIZE:
-            return value[:length]
+        if optlen == 0 or (length > PAGE_SIZE and optlen > PAGE_SIZE):
+            return value[:length]  # the caller's buffer stays as the kernel left it
         return bytes(context.optval[:optlen])
 
     # Packets.
@@ -423,6 +423,8 @@ class Host:
             socket.rcv_nxt & 0xFFFFFFFF if flags & TCP_ACK else 0,
             payload,
         )
+        if payload and socket.cb_flags & SockOpsFlag.WRITE_HDR_OPT_CB:
+            self._event(socket, SockOp.HDR_OPT_LEN_CB, skb_len=len(payload))
         socket.snd_nxt += len(payload) + bool(flags & TCP_SYN) + bool(flags & TCP_FIN)
         socket.segs_out += bool(payload)
         self._do(lambda: self._out(segment, socket.interface, socket.mark))
@@ -588,9 +590,17 @@ class Host:
             if isinstance(socket, TcpSocket) and socket.host is self and socket.state == TcpState.TIME_WAIT:
                 self._forget(socket)
 
-    def _event(self, socket: TcpSocket, op: SockOp) -> None:
+    def _event(self, socket: TcpSocket, op: SockOp, **fields: Any) -> None:
         if self.sock_ops is not None:
-            context = SockOpsContext(op, socket, state=int(socket.state), data_segs_out=socket.segs_out)
+            context = SockOpsContext(
+                op,
+                socket,
+                state=int(socket.state),
+                data_segs_out=socket.segs_out,
+                snd_nxt=socket.snd_nxt & 0xFFFFFFFF,
+                rcv_nxt=socket.rcv_nxt & 0xFFFFFFFF,
+                **fields,
+            )
             self.sock_ops.run(context)
 
     def redirects(self, which: Map) -> int:

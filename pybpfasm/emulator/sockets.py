@@ -57,6 +57,7 @@ class Socket:
     storage: dict[Map, Memory] = field(default_factory=dict, repr=False)
     members: list[Map] = field(default_factory=list, repr=False)
     closed: bool = False
+    cb_flags: int = 0  # BPF_SOCK_OPS_*_FLAG, what sock_ops_cb_flags_set has asked for
 
     @property
     def mapped(self) -> bool:

@@ -1,0 +1,443 @@
+# SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only
+"""Every line of the proxy's programs, and every way out of every condition, in the emulator.
+
+What can't happen with a sound kernel (a helper that fails for no reason of the program's) is brought about by
+models of helpers that fail.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+from programs.packet import Interface
+from programs.settings import Mark, Ports, Settings
+from pybpfasm.emulator import Emulator, Program, Run, Skb, SkMsg, Socket, SockOpsContext, SockOptContext
+from pybpfasm.emulator.helpers import MODELS
+from pybpfasm.emulator.host import Segment
+from pybpfasm.emulator.maps import PerCpuArray
+from pybpfasm.isa import CallKind
+from pybpfasm.kernel.enums import Helper, SockOp, TcpState
+from pybpfasm.net import AF_INET, AF_INET6, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN
+from pybpfasm.testing import Coverage
+from tests.unit.emulator.proxy import build
+
+SETTINGS = Settings(Ports.parse("100,8000-8002,9000"), netns=7, flow_capacity=40)
+MARK = SETTINGS.mark.value
+CLIENT = {4: bytes([10, 0, 0, 1]), 6: b"\xfd" + bytes(14) + b"\x01"}
+SERVER = {4: bytes([10, 0, 0, 2]), 6: b"\xfd" + bytes(14) + b"\x02"}
+LOCAL = {4: b"\x7f\0\0\x01", 6: bytes(15) + b"\x01"}
+
+
+class Bench:
+    """The five programs in one emulator, watched."""
+
+    def __init__(
+        self, coverage: Coverage, settings: Settings = SETTINGS, interface: Interface | None = None
+    ) -> None:
+        self.emulator = Emulator()
+        self.emulator.netns = 7
+        self.link = interface is None or interface.link_header
+        programs = [
+            coverage.watch(self.emulator.load(spec))
+            for spec in build(settings, Interface() if interface is None else interface)
+        ]
+        self.ingress, self.egress, self.getsockopt, self.sockops, self.sk_msg = programs
+
+    def segment(
+        self,
+        flags: int,
+        family: int = 4,
+        *,
+        sport: int = 5000,
+        dport: int = 8000,
+        seq: int = 1,
+        back: bool = False,
+        payload: bytes = b"",
+    ) -> bytes:
+        ends = (CLIENT[family], sport, SERVER[family], dport)
+        if back:
+            ends = (SERVER[family], dport, CLIENT[family], sport)
+        return Segment(*ends, flags, seq, 1, payload).packet(link_header=self.link)
+
+    def send(self, packet: bytes, program: Program | None = None, **options: Any) -> int:
+        options.setdefault("ifindex", 2)
+        options.setdefault("link_header", self.link)
+        return (program or self.ingress).run(Skb(packet, **options)).action
+
+    def failing(self, helper: Helper, result: int, when: Callable[[Run, tuple[int, ...]], bool]) -> None:
+        """Let *helper* return *result* where *when* says so."""
+        real = MODELS[CallKind.HELPER, int(helper)]
+
+        def one(run: Run, a: int) -> int:
+            return result if when(run, (a,)) else real.function(run, a)
+
+        def two(run: Run, a: int, b: int) -> int:
+            return result if when(run, (a, b)) else real.function(run, a, b)
+
+        def four(run: Run, a: int, b: int, c: int, d: int) -> int:
+            return result if when(run, (a, b, c, d)) else real.function(run, a, b, c, d)
+
+        def five(run: Run, a: int, b: int, c: int, d: int, e: int) -> int:
+            return result if when(run, (a, b, c, d, e)) else real.function(run, a, b, c, d, e)
+
+        models: dict[int, Callable[..., int]] = {1: one, 2: two, 4: four, 5: five}
+        self.emulator.model(helper)(models[real.arity])
+
+
+def no_counters(run: Run, arguments: tuple[int, ...]) -> bool:
+    region = run.regions[arguments[0] >> 32]
+    return isinstance(getattr(region, "object", None), PerCpuArray)
+
+
+def extension(packet: bytes, first: int, *headers: bytes) -> bytes:
+    """An IPv6 packet with extension headers, the first of them of number *first*."""
+    return packet[:20] + bytes([first]) + packet[21:54] + b"".join(headers) + packet[54:]
+
+
+def parsing(bench: Bench) -> None:
+    v4, v6 = bench.segment(TCP_SYN), bench.segment(TCP_SYN, 6)
+    assert bench.send(v4) == bench.send(v6) == -1
+    assert bench.send(bytes(12) + b"\x08\x06" + bytes(40)) == -1
+    for tags in (1, 2, 3):
+        for packet in (v4, v6):
+            for tag in (b"\x81\0\0\x05", b"\x88\xa8\0\x05"):
+                assert bench.send(packet[:12] + tag * tags + packet[12:]) == -1
+    assert bench.send(v4[:12] + b"\x81\0\0\x05\x08\x06" + bytes(50)) == -1
+    for packet in (v4, v6):
+        assert bench.send(packet, linear=14) == -1
+        assert bench.send(packet + bytes(600), linear=20) == -1
+        assert bench.send(packet[:40]) == 2
+        assert bench.send(packet[:40], pkt_type=3) == -1
+    assert bench.send(v4[:15]) == 2
+    assert bench.send(v4[:12] + b"\x81\0") == 2
+    assert bench.send(v4[:23] + b"\x11" + v4[24:]) == -1  # UDP
+    assert bench.send(v4[:20] + b"\0\x05" + v4[22:]) == -1  # a later fragment
+    assert bench.send(v4[:14] + b"\x44" + v4[15:]) == -1  # a header of 16 bytes
+    assert bench.send(v4[:14] + b"\x46" + v4[15:34] + bytes(4) + v4[34:]) == -1
+    plain, ah = b"\x06\0" + bytes(6), b"\x06\x01" + bytes(10)
+    for number in (0, 43, 60):
+        assert bench.send(extension(v6, number, plain)) == -1
+    assert bench.send(extension(v6, 51, ah)) == -1
+    assert bench.send(extension(v6, 44, plain)) == -1
+    assert bench.send(extension(v6, 44, b"\x06\0\0\x08" + bytes(4))) == -1
+    assert bench.send(extension(v6, 59)) == -1
+    assert bench.send(extension(v6, 0, *[b"\0\0" + bytes(6)] * 9, plain)) == 2
+    assert bench.send(extension(v6, 0, b"\x3c\x30" + bytes(6))) == 2
+    assert bench.send(v6[:20] + b"\0" + v6[21:54]) == 2
+    for port in (99, 100, 101, 7999, 8000, 8002, 8003, 8999, 9000, 9001):
+        assert bench.send(bench.segment(TCP_ACK, dport=port)) == -1
+
+
+def flows(bench: Bench, settings: Settings = SETTINGS) -> None:
+    emulator = bench.emulator
+
+    def run(flags: int, **options: Any) -> int:
+        back = options.get("back", False)
+        if back:
+            options["dport"] = 8080
+        return bench.send(bench.segment(flags, **options), bench.egress if back else None)
+
+    for family in (4, 6):
+        assert run(TCP_SYN, family=family) == -1
+        run(TCP_SYN | TCP_ACK, family=family, back=True)
+        run(TCP_ACK, family=family)
+        run(TCP_ACK, family=family, back=True)
+    run(TCP_SYN)  # sent again
+    run(TCP_ACK, dport=8001)  # of another service
+    run(TCP_ACK, sport=1)  # of no flow
+    run(TCP_ACK, sport=1, back=True)
+    bench.send(bench.segment(TCP_ACK, dport=80, back=True), bench.egress)
+    bench.send(bench.segment(TCP_ACK, dport=80, back=True, family=6), bench.egress)
+    bench.send(bench.segment(TCP_ACK, back=True)[:40], bench.egress)
+    run(TCP_SYN, dport=8001)  # the same ports for another service
+    run(TCP_ACK | TCP_FIN, dport=8001)
+    run(TCP_ACK | TCP_FIN, back=True)
+    run(TCP_ACK, dport=8001)
+    run(TCP_SYN, dport=8001)  # opened again
+    run(TCP_SYN, sport=6000)
+    run(TCP_RST, sport=6000)
+    run(TCP_ACK, sport=6000, back=True)  # the server did not take the reset
+    run(TCP_RST, sport=6000)
+    run(TCP_RST, sport=6000, back=True)
+    run(TCP_SYN, sport=6001)
+    run(TCP_RST, sport=6001, back=True)
+    run(TCP_SYN, sport=6002)
+    run(TCP_FIN | TCP_ACK, sport=6002)
+    run(TCP_FIN | TCP_ACK, sport=6002, back=True)
+    run(TCP_FIN | TCP_ACK, sport=6002)
+    run(TCP_SYN, sport=6003)
+    run(TCP_ACK, sport=6003)
+    emulator.advance(seconds=settings.handshake_seconds + 1)
+    emulator.advance(seconds=settings.idle_seconds)
+    run(TCP_ACK, sport=6003)
+    bench.send(bench.segment(TCP_SYN, sport=6100), mark=MARK)
+    bench.send(bench.segment(TCP_SYN, sport=6100), pkt_type=3)
+    run(TCP_SYN, sport=6200)
+    emulator.now += 5
+    # A packet that came in after the timer had read the clock.
+    key = next(key for key in emulator.map("pba_flows") if key.client_port == 6200)
+    table = emulator.map("pba_flows")
+    value = table.find(key.pack())
+    assert value is not None
+    value.data[:8] = (emulator.now + 10**15).to_bytes(8, "little")
+    emulator.advance(seconds=settings.handshake_seconds + 1)
+    # A flow that was reset and is there still.
+    run(TCP_SYN, sport=6400)
+    for key, value in list(table.items()):
+        if key.client_port == 6400:
+            table[key] = value.as_dict() | {"state": 8}
+    run(TCP_ACK, sport=6400, back=True)
+    # Envoy's own port.
+    run(TCP_SYN, sport=6300)
+    for seq in (1, 2):
+        run(TCP_SYN, sport=6300, dport=8080, seq=seq)
+        run(TCP_SYN, sport=6300, dport=8080, seq=seq, family=6)
+    run(TCP_ACK, sport=6300, dport=8080)
+    # Live sockets with the tuple that the connection would have.
+    for number, state in enumerate(TcpState):
+        for family in (4, 6):
+            socket = Socket(
+                family=AF_INET if family == 4 else AF_INET6,
+                src=SERVER[family],
+                src_port=8080,
+                dst=CLIENT[family],
+                dst_port=7000 + number,
+                state=state,
+                netns=7,
+            )
+            emulator.sockets.add(socket)
+            run(TCP_SYN, sport=7000 + number, family=family)
+            run(TCP_SYN, sport=7000 + number, family=family, dport=8080, seq=9)
+            emulator.sockets.remove(socket)
+    # A socket that closes while it is looked up.
+    closing = Socket(src=SERVER[4], src_port=8080, dst=CLIENT[4], dst_port=7500, netns=7)
+    emulator.sockets.add(closing)
+    real = MODELS[CallKind.HELPER, Helper.skc_lookup_tcp].function
+
+    @emulator.model(Helper.skc_lookup_tcp)
+    def closed(run: Run, context: int, pair: int, size: int, netns: int, flags: int) -> int:
+        found = real(run, context, pair, size, netns, flags)
+        run.regions[found >> 32].data[72] = TcpState.CLOSE
+        return found
+
+    run(TCP_SYN, sport=7500)
+    emulator.sockets.remove(closing)
+    emulator.model(Helper.skc_lookup_tcp)(real)
+    # Routes to other hosts.
+    emulator.routes.forwarding = True
+    for kind, neighbour in (("unicast", bytes(6)), ("unicast", None), ("local", None), ("blackhole", None)):
+        emulator.routes = type(emulator.routes)()
+        emulator.routes.forwarding = True
+        emulator.routes.add("10.0.0.0/8", kind, neighbour=neighbour)  # type: ignore[arg-type]
+        emulator.routes.add("fd00::/8", kind, neighbour=neighbour)  # type: ignore[arg-type]
+        for family in (4, 6):
+            for port in (8000, 8080):
+                run(TCP_SYN, sport=7600, family=family, dport=port, seq=20)
+    for n in range(60):
+        run(TCP_SYN, sport=7700 + n)
+
+
+def failing_helpers(coverage: Coverage, settings: Settings = SETTINGS) -> None:
+    """Helpers that refuse."""
+    for helper in (Helper.l4_csum_replace, Helper.skb_store_bytes):
+        bench = Bench(coverage, settings)
+        bench.send(bench.segment(TCP_SYN))
+        bench.failing(helper, -14, lambda run, arguments: True)
+        assert bench.send(bench.segment(TCP_SYN)) == 2
+        assert bench.send(bench.segment(TCP_ACK, back=True, dport=8080), bench.egress) == 2
+    bench = Bench(coverage, settings)
+    bench.failing(Helper.skb_pull_data, -12, lambda run, arguments: True)
+    assert bench.send(bench.segment(TCP_SYN), linear=14) == 2
+    bench = Bench(coverage, settings)
+    bench.failing(Helper.fib_lookup, 8, lambda run, arguments: True)
+    assert bench.send(bench.segment(TCP_SYN)) == -1
+    assert bench.send(bench.segment(TCP_SYN, dport=8080)) == -1
+    bench = Bench(coverage, settings)
+    seen: list[int] = []
+
+    def second_look_up(run: Run, arguments: tuple[int, ...]) -> bool:
+        seen.append(1)
+        return len(seen) == 3
+
+    bench.failing(Helper.map_lookup_elem, 0, second_look_up)
+    assert bench.send(bench.segment(TCP_SYN)) == -1
+    bench = Bench(coverage, settings)
+    bench.send(bench.segment(TCP_SYN))
+    bench.failing(Helper.map_lookup_elem, 0, no_counters)
+    for packet in (bench.segment(TCP_SYN), bench.segment(TCP_SYN)[:40]):
+        assert bench.send(packet) == -1
+    assert bench.send(bench.segment(TCP_ACK, back=True, dport=8080), bench.egress) == -1
+    questions(bench)
+    connections(bench)
+
+
+def questions(bench: Bench) -> None:
+    """Of getsockopt."""
+
+    def ask(socket: Socket | None, level: int, name: int = 80, size: int = 128, **fields: int) -> None:
+        bench.getsockopt.run(SockOptContext(socket, bytes(size), level=level, optname=name, **fields))
+
+    flow = {"netns": 7, "src_port": 8080, "dst_port": 5000}
+    v4 = Socket(src=SERVER[4], dst=CLIENT[4], **flow)  # type: ignore[arg-type]
+    v6 = Socket(family=AF_INET6, src=SERVER[6], dst=CLIENT[6], **flow)  # type: ignore[arg-type]
+    mapped = dataclasses.replace(v4, family=AF_INET6)
+    bench.send(bench.segment(TCP_SYN))
+    bench.send(bench.segment(TCP_SYN, 6))
+    for socket in (
+        v4,
+        v6,
+        mapped,
+        None,
+        dataclasses.replace(v4, protocol=17),
+        dataclasses.replace(v4, netns=8),
+        dataclasses.replace(v4, family=1),
+        dataclasses.replace(v4, dst_port=1),
+        dataclasses.replace(v6, dst=bytes(8) + b"\0\0\xff\xff" + bytes(4)),
+        dataclasses.replace(v6, dst=b"\x01" + bytes(7) + b"\0\0\xff\xff" + bytes(4)),
+        dataclasses.replace(v6, dst=bytes(4) + b"\x01" + bytes(3) + b"\0\0\xff\xff" + bytes(4)),
+    ):
+        for level in (0, 41, 1):
+            for size in (128, 16, 8):
+                ask(socket, level, size=size, retval=-92)
+    ask(v4, 0, 79, retval=-92)
+    ask(v4, 0, 79)
+    ask(v4, 0, 79, optlen=500)
+    ask(v4, 0, 79, optlen=0x7FFFFFFF)
+    ask(v4, 0, 79, optlen=-1)
+
+
+def connections(bench: Bench) -> None:
+    """Of sockops and sk_msg."""
+    emulator = bench.emulator
+
+    def event(op: SockOp, socket: Socket, **fields: Any) -> None:
+        bench.sockops.run(SockOpsContext(op, socket, **fields))
+
+    def pair(address: bytes, family: int, port: int = 4000, **fields: Any) -> tuple[Socket, Socket]:
+        base = {"family": family, "netns": 7, **fields}
+        active = Socket(src=address, src_port=port, dst=address, dst_port=8000, mark=MARK, **base)
+        return active, Socket(src=address, src_port=8000, dst=address, dst_port=port, **base)
+
+    for number, (address, family) in enumerate(
+        (
+            (LOCAL[4], AF_INET),
+            (LOCAL[4], AF_INET6),
+            (SERVER[4], AF_INET),
+            (SERVER[6], AF_INET6),
+            (LOCAL[6], AF_INET6),
+            (b"\x7f\0\0\x02", 1),
+        )
+    ):
+        active, passive = pair(address, family, 4000 + number)
+        for op in (SockOp.STATE_CB, SockOp.ACTIVE_ESTABLISHED_CB):
+            event(op, active, rcv_nxt=5, snd_nxt=6)
+        event(SockOp.PASSIVE_ESTABLISHED_CB, passive, rcv_nxt=6, snd_nxt=5)
+        for socket in (active, passive, active):
+            bench.sk_msg.run(SkMsg(socket, b"message"))
+        event(SockOp.ACTIVE_ESTABLISHED_CB, dataclasses.replace(active, storage={}, members=[]))
+        for length in (0, 5):
+            event(SockOp.HDR_OPT_LEN_CB, active, skb_len=length)
+            event(SockOp.HDR_OPT_LEN_CB, dataclasses.replace(active, storage={}), skb_len=length)
+        event(SockOp.HDR_OPT_LEN_CB, active, full=False, skb_len=5)
+        bench.sk_msg.run(SkMsg(active, b"native"))
+    for fields in (
+        {"dst": b"\x7f\0\0\x02"},
+        {"dst": CLIENT[4]},
+        {"src": CLIENT[4]},
+        {"dst_port": 7},
+        {"mark": 1},
+        {"netns": 9},
+        {"family": AF_INET6, "src": SERVER[6], "dst": CLIENT[6]},
+        {"family": AF_INET6, "src": b"\xfd" + bytes(7) + b"\x01" + bytes(7), "dst": SERVER[6]},
+        {"family": 1},
+    ):
+        active, passive = pair(LOCAL[4], AF_INET, 4500)
+        changed = dataclasses.replace(active, **fields)
+        event(SockOp.ACTIVE_ESTABLISHED_CB, changed)
+        turned = dataclasses.replace(
+            changed, src=changed.dst, dst=changed.src, src_port=changed.dst_port, dst_port=changed.src_port
+        )
+        event(SockOp.PASSIVE_ESTABLISHED_CB, turned)
+    active, passive = pair(LOCAL[4], AF_INET, 4600)
+    event(SockOp.ACTIVE_ESTABLISHED_CB, active, full=False)
+    event(SockOp.PASSIVE_ESTABLISHED_CB, passive)  # no note
+    event(SockOp.ACTIVE_ESTABLISHED_CB, active, data_segs_out=1)
+    event(SockOp.ACTIVE_ESTABLISHED_CB, active, rcv_nxt=1)
+    event(SockOp.PASSIVE_ESTABLISHED_CB, passive, snd_nxt=2)  # the note of another connection
+    bench.sk_msg.run(SkMsg(active, b"early"))
+    active, passive = pair(LOCAL[4], AF_INET, 4601)
+    event(SockOp.ACTIVE_ESTABLISHED_CB, active, rcv_nxt=1)
+    event(SockOp.PASSIVE_ESTABLISHED_CB, passive, snd_nxt=1, full=False)
+    active, passive = pair(LOCAL[4], AF_INET, 4602)
+    event(SockOp.ACTIVE_ESTABLISHED_CB, active, rcv_nxt=1, snd_nxt=8)
+    event(SockOp.PASSIVE_ESTABLISHED_CB, passive, snd_nxt=1, rcv_nxt=9)
+    bench.sk_msg.run(SkMsg(active, b"of another incarnation"))
+    # A note that is not for this connection.
+    active, passive = pair(LOCAL[4], AF_INET, 4605)
+    event(SockOp.ACTIVE_ESTABLISHED_CB, active, rcv_nxt=1)
+    sockets = emulator.map("pba_sockets")
+    key = next((key for key, socket in sockets.items() if socket is active), None)
+    if key is not None:
+        emulator.map("pba_pending")[key] = 99
+        bench.sk_msg.run(SkMsg(active, b"not for this one"))
+    # The slot of the application's end is taken.
+    active, passive = pair(LOCAL[4], AF_INET, 4603)
+    event(SockOp.ACTIVE_ESTABLISHED_CB, active, rcv_nxt=1)
+    event(SockOp.PASSIVE_ESTABLISHED_CB, passive, snd_nxt=1)
+    event(SockOp.ACTIVE_ESTABLISHED_CB, dataclasses.replace(active, storage={}, members=[]), rcv_nxt=1)
+    emulator.map("pba_pending").clear()
+    # The peer has left the map.
+    active, passive = pair(LOCAL[4], AF_INET, 4604)
+    event(SockOp.ACTIVE_ESTABLISHED_CB, active, rcv_nxt=1)
+    event(SockOp.PASSIVE_ESTABLISHED_CB, passive, snd_nxt=1)
+    passive.state = TcpState.CLOSE_WAIT
+    bench.sk_msg.run(SkMsg(active, b"late"))
+    bench.sk_msg.run(SkMsg(dataclasses.replace(passive, storage={}), b"unknown"))
+
+
+def failing_enrolment(coverage: Coverage) -> None:
+    for helper, result in (
+        (Helper.sk_storage_get, 0),
+        (Helper.sock_hash_update, -7),
+        (Helper.sock_hash_update, -17),
+    ):
+        for side in (SockOp.ACTIVE_ESTABLISHED_CB, SockOp.PASSIVE_ESTABLISHED_CB):
+            bench = Bench(coverage)
+            active = Socket(src=LOCAL[4], src_port=1, dst=LOCAL[4], dst_port=8000, mark=MARK, netns=7)
+            passive = Socket(src=LOCAL[4], src_port=8000, dst=LOCAL[4], dst_port=1, netns=7)
+            if side == SockOp.PASSIVE_ESTABLISHED_CB:
+                bench.sockops.run(SockOpsContext(SockOp.ACTIVE_ESTABLISHED_CB, active, rcv_nxt=1))
+            bench.failing(helper, result, lambda run, arguments: True)
+            socket = active if side == SockOp.ACTIVE_ESTABLISHED_CB else passive
+            bench.sockops.run(SockOpsContext(side, socket, snd_nxt=1))
+
+
+def everything() -> Coverage:
+    coverage = Coverage()
+    bench = Bench(coverage)
+    parsing(bench)
+    flows(Bench(coverage))
+    questions(Bench(coverage))
+    connections(Bench(coverage))
+    failing_helpers(coverage)
+    failing_enrolment(coverage)
+    other = dataclasses.replace(
+        SETTINGS, timers=False, coarse_clock=False, netns_cookie=False, mark=Mark(0x1000, 0xF000)
+    )
+    flows(Bench(coverage, other), other)
+    questions(Bench(coverage, other))
+    connections(Bench(coverage, other))
+    flows(Bench(coverage, SETTINGS, Interface(loopback=True)))
+    flows(Bench(coverage, SETTINGS, Interface(link_header=False)))
+    return coverage
+
+
+def test_every_line_and_branch_of_the_programs() -> None:
+    coverage = everything()
+    files = [one for one in coverage.files() if one.filename.startswith("programs/")]
+    assert {one.filename for one in files} >= {"programs/tc_ingress.py", "programs/sk_msg.py"}
+    assert {one.filename: one.missing for one in files if one.missing} == {}
+    missing = [branch for branch in coverage.missing_branches() if branch.filename.startswith("programs/")]
+    assert missing == [], "\n".join(map(str, missing))
