@@ -41,6 +41,7 @@ NAMED = Path("/run/netns")  # where ip-netns(8) keeps the named ones
 _CLONE_NEWNET = 0x40000000  # linux/sched.h
 _SIOCGIFHWADDR = 0x8927  # linux/sockios.h
 _NSFS_MAGIC = 0x6E736673  # linux/magic.h
+_NS_GET_NSTYPE = 0xB703  # linux/nsfs.h, from 4.11
 
 # net/if_arp.h: which link layer an interface has decides where a packet's network header is.
 ARPHRD_ETHER = 1
@@ -106,7 +107,7 @@ class NetNs(Owned):
                 f"network namespace {text!r} cannot be opened ({path}): {error.strerror}",
                 hint="give a name that `ip netns` shows, a path, or the id of a running process",
             ) from None
-        if file_system_magic(fd) != _NSFS_MAGIC or not os.readlink(f"/proc/self/fd/{fd}").startswith("net:"):
+        if not _is_netns(fd):
             os.close(fd)
             raise UsageError(
                 f"{path} is not a network namespace",
@@ -150,6 +151,11 @@ class NetNs(Owned):
 
 def _open(path: str | Path) -> int:
     return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+
+def _is_netns(fd: int) -> bool:
+    # What its link in /proc says is no help: for a file of `ip netns` that is the path of the bind mount.
+    return file_system_magic(fd) == _NSFS_MAGIC and fcntl.ioctl(fd, _NS_GET_NSTYPE) == _CLONE_NEWNET
 
 
 def _setns(target: NetNs) -> None:

@@ -301,6 +301,25 @@ def test_naming_a_namespace(netns: NetNs, tmp_path: Path) -> None:
         NetNs.open(1 << 22)
 
 
+def test_a_named_namespace_as_ip_netns_makes_it(
+    private_mounts: None, netns: NetNs, outer_netns: NetNs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A name is a file with the namespace mounted on it, and /proc shows that path, not ``net:[…]``."""
+    monkeypatch.setattr("loader.netns.NAMED", tmp_path)
+    for name, what in (("blue-1", "/proc/thread-self/ns/net"), ("uts", "/proc/thread-self/ns/uts")):
+        (tmp_path / name).touch()
+        assert libc().mount(what.encode(), bytes(tmp_path / name), None, 4096, None) == 0  # MS_BIND
+    with outer_netns.entered():
+        for spec in ("blue-1", tmp_path / "blue-1"):
+            with NetNs.open(spec) as named, named.entered():
+                assert named.ino == netns.ino
+                assert netns.is_current
+        with pytest.raises(UsageError, match="uts is not a network namespace"):
+            NetNs.open("uts")
+    for name in ("blue-1", "uts"):
+        assert libc().umount2(bytes(tmp_path / name), 2) == 0  # MNT_DETACH
+
+
 def test_listeners_are_those_of_the_namespace(netns: NetNs, outer_netns: NetNs) -> None:
     assert listeners() == []
     with (
