@@ -1,21 +1,24 @@
 # SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only
 #
-# Needs Python 3.11 or newer, git and make. Variables: PYTHON (interpreter), VENV (folder), ARGS (for pytest or demo).
+# Needs Python 3.11 or newer, git and make. Variables: PYTHON (interpreter), VENV (folder), ARGS (for pytest or demo),
+# KERNELS (for test-kernels).
 
 PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
+KERNELS ?=
 export PYTHON VENV
 
 PY := $(VENV)/bin/python
 ROOT := $(filter 0,$(shell id -u))
 
-.PHONY: help demo test lint bench wheel clean
+.PHONY: help demo test test-kernels lint bench wheel clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo 'make demo    client, gateway, server, application and Envoy in network namespaces (root)'
 	@echo 'make test    lint, types and all tests; as an ordinary user those that need no kernel'
+	@echo 'make test-kernels  the proxy on older kernels, in virtual machines; KERNELS="6.1 6.12" (root)'
 	@echo 'make lint    ruff and mypy only'
 	@echo 'make bench   the benchmarks (root)'
 	@echo 'make wheel   a wheel in dist/'
@@ -34,6 +37,9 @@ ifeq ($(ROOT),)
 endif
 	@$(PY) -m pytest --benchmark-disable $(ARGS)
 
+test-kernels:
+	@scripts/test-kernels $(KERNELS) $(ARGS)
+
 lint:
 	@scripts/setup envoy,dev bpftool
 	@$(PY) -m ruff check .
@@ -50,5 +56,5 @@ wheel:
 
 clean:
 	[ ! -e $(VENV)/pyvenv.cfg ] || rm -rf $(VENV)
-	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	rm -rf .cache build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -98,6 +98,17 @@ class Feature(Enum):
     MAP_BATCH = "map operations in batches (5.6)"
     SK_LOOKUP = "sk_lookup programs (5.9)"
 
+    @property
+    def since(self) -> tuple[int, int]:
+        """The first version of Linux with it, for comparing: (6, 6)."""
+        major, minor = self.value.rpartition("(")[2].rstrip(")").split(".")
+        return int(major), int(minor)
+
+    @property
+    def words(self) -> str:
+        """The name without the version."""
+        return self.value.rpartition(" (")[0]
+
 
 # --- raw material -------------------------------------------------------------------------------------------
 

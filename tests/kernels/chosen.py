@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only
+"""Which of the kernel tests run on every kernel, and which of them may be left out where.
+
+A test may be left out only if a probe said that the kernel has not what it needs *and* the kernel is older
+than the first version with it. A skip for any other reason is a failure.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from typing import Any
+
+import pytest
+
+from loader import features
+from loader.features import Feature
+
+# Chosen for what they ask of the kernel, and for being quick: no random programs, no long transfers.
+TESTS = (
+    "tests/kernel/test_sys_features.py",
+    "tests/kernel/test_sys_clsact.py",
+    "tests/kernel/test_sys_attach.py",
+    "tests/kernel/test_sys_objects.py",
+)
+
+# What a test needs of the kernel, by a pattern of its name. The first pattern that fits counts.
+_ATTACH = "tests/kernel/test_sys_attach.py"
+NEEDS: tuple[tuple[str, Feature], ...] = (
+    (f"{_ATTACH}::test_a_tcx_link_*", Feature.TCX),
+    (f"{_ATTACH}::test_order_and_revision_of_tcx_links", Feature.TCX),
+    (f"{_ATTACH}::test_no_such_interface", Feature.TCX),
+    (f"{_ATTACH}::test_more_programs_than_the_first_query_has_room_for", Feature.TCX),
+    (f"{_ATTACH}::test_a_pinned_link_outlives_its_maker", Feature.TCX),
+    (f"{_ATTACH}::test_sk_msg_on_a_sockhash_by_link", Feature.SOCKMAP_LINK),
+)
+
+
+def needed(test: str) -> Feature | None:
+    """Return what a test needs that not every kernel has."""
+    return next((feature for pattern, feature in NEEDS if fnmatch.fnmatchcase(test, pattern)), None)
+
+
+class Chosen:
+    """A plugin of pytest: leaves out what the kernel cannot do, and counts."""
+
+    def __init__(self, version: tuple[int, int]) -> None:
+        self._version = version
+        self.passed = 0
+        self.failed: list[str] = []
+        self.left_out: dict[str, str] = {}
+
+    def pytest_runtest_setup(self, item: pytest.Item) -> None:
+        """Leave a test out for want of a feature."""
+        feature = needed(item.nodeid)
+        if feature is None:
+            return
+        found = features.probe(feature)
+        if found.support is features.Support.UNSUPPORTED and self._version < feature.since:
+            self.left_out[item.nodeid] = feature.value
+            pytest.skip(f"no {feature.value}: {found.reason}")
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Count; an unexpected skip is a failure."""
+        if report.when == "call" and report.passed:
+            self.passed += 1
+        elif report.failed or (report.skipped and report.nodeid not in self.left_out):
+            self.failed.append(report.nodeid)
+
+
+def run(version: tuple[int, int], arguments: list[str]) -> dict[str, Any]:
+    """Run the chosen tests, or those that the arguments name; return their numbers."""
+    chosen = Chosen(version)
+    options = ["-q", "--tb=short", "-p", "no:cacheprovider", "-o", "timeout=240"]
+    named = [a for a in arguments if not a.startswith("-")] or list(TESTS)
+    pytest.main([*options, *(a for a in arguments if a.startswith("-")), *named], plugins=[chosen])
+    by_feature: dict[str, int] = {}
+    for feature in chosen.left_out.values():
+        by_feature[feature] = by_feature.get(feature, 0) + 1
+    return {
+        "passed": chosen.passed,
+        "failed": len(chosen.failed) if chosen.passed else 1,
+        "left_out": by_feature,
+    }
