@@ -1,0 +1,171 @@
+# SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only
+"""An eBPF assembler in Python: programs are written in the DSL and become bytes, BTF, text or ELF objects.
+
+What a program needs is here by name (``from pybpfasm import Asm, SkBuff, sched_cls, …``). A module is
+imported when something of it is first asked for, so that importing the package costs next to nothing.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pybpfasm.asm import (
+        Asm,
+        Label,
+        Reg,
+        be16,
+        be32,
+        be64,
+        bswap16,
+        bswap32,
+        bswap64,
+        imm64,
+        le16,
+        le32,
+        le64,
+        s8,
+        s16,
+        s32,
+    )
+    from pybpfasm.errors import AsmError, LayoutError, PybpfasmError, SourceLocation
+    from pybpfasm.instruction import Instruction, decode, encode
+    from pybpfasm.kernel.context import (
+        BpfSock,
+        SkBuff,
+        SkLookup,
+        SkMsgMd,
+        SockAddr,
+        SockOps,
+        SockOpt,
+        XdpMd,
+    )
+    from pybpfasm.kernel.enums import AttachType, Helper, MapType, ProgType, TcxAction, XdpAction
+    from pybpfasm.layout import (
+        S8,
+        S16,
+        S32,
+        S64,
+        U8,
+        U16,
+        U32,
+        U64,
+        Array,
+        Be16,
+        Be32,
+        Be64,
+        Bytes,
+        Nested,
+        Struct,
+    )
+    from pybpfasm.maps import MapSpec
+    from pybpfasm.program import (
+        ProgramSpec,
+        cgroup_sock_addr,
+        cgroup_sockopt,
+        global_function,
+        sched_cls,
+        sk_lookup,
+        sk_msg,
+        sock_ops,
+        socket_filter,
+        subprogram,
+        xdp,
+    )
+
+_WHERE = {
+    "asm": "Asm Label Reg be16 be32 be64 bswap16 bswap32 bswap64 imm64 le16 le32 le64 s8 s16 s32",
+    "errors": "AsmError LayoutError PybpfasmError SourceLocation",
+    "instruction": "Instruction decode encode",
+    "kernel.context": "BpfSock SkBuff SkLookup SkMsgMd SockAddr SockOps SockOpt XdpMd",
+    "kernel.enums": "AttachType Helper MapType ProgType TcxAction XdpAction",
+    "layout": "S8 S16 S32 S64 U8 U16 U32 U64 Array Be16 Be32 Be64 Bytes Nested Struct",
+    "maps": "MapSpec",
+    "program": "ProgramSpec cgroup_sock_addr cgroup_sockopt global_function sched_cls sk_lookup sk_msg "
+    "sock_ops socket_filter subprogram xdp",
+}
+_MODULE_OF = {name: module for module, names in _WHERE.items() for name in names.split()}
+
+__all__ = [
+    "S8",
+    "S16",
+    "S32",
+    "S64",
+    "U8",
+    "U16",
+    "U32",
+    "U64",
+    "Array",
+    "Asm",
+    "AsmError",
+    "AttachType",
+    "Be16",
+    "Be32",
+    "Be64",
+    "BpfSock",
+    "Bytes",
+    "Helper",
+    "Instruction",
+    "Label",
+    "LayoutError",
+    "MapSpec",
+    "MapType",
+    "Nested",
+    "ProgType",
+    "ProgramSpec",
+    "PybpfasmError",
+    "Reg",
+    "SkBuff",
+    "SkLookup",
+    "SkMsgMd",
+    "SockAddr",
+    "SockOps",
+    "SockOpt",
+    "SourceLocation",
+    "Struct",
+    "TcxAction",
+    "XdpAction",
+    "XdpMd",
+    "be16",
+    "be32",
+    "be64",
+    "bswap16",
+    "bswap32",
+    "bswap64",
+    "cgroup_sock_addr",
+    "cgroup_sockopt",
+    "decode",
+    "encode",
+    "global_function",
+    "imm64",
+    "le16",
+    "le32",
+    "le64",
+    "s8",
+    "s16",
+    "s32",
+    "sched_cls",
+    "sk_lookup",
+    "sk_msg",
+    "sock_ops",
+    "socket_filter",
+    "subprogram",
+    "xdp",
+]
+
+
+if not TYPE_CHECKING:  # a type checker should know the names above, and no others
+
+    def __getattr__(name: str) -> Any:
+        module = _MODULE_OF.get(name)
+        if module is None:
+            raise AttributeError(f"module 'pybpfasm' has no attribute {name!r}")
+        from importlib import import_module
+
+        value = getattr(import_module(f"pybpfasm.{module}"), name)
+        globals()[name] = value
+        return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
