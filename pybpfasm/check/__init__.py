@@ -63,11 +63,11 @@ def check(spec: ProgramSpec) -> list[Finding]:
             severity = Severity.ERROR if certain else Severity.WARNING
             walk = Walk(spec, graph, report, certain)
             walk.run()
-            for number in sorted(graph.endless()):
+            for number in sorted(graph.endless()) if graph.sound else ():
                 block = graph.blocks[number]
-                if walk.reached(number):
-                    report("endless", block.start, "from here the program never comes to an exit")
-                    break
+                back = any(graph.blocks[following].order <= block.order for following in block.following)
+                if back and walk.reached(number):
+                    report("endless", block.end - 1, "this loop never comes to an exit")
     return sorted(found.values(), key=lambda finding: (finding.slot, finding.code))
 
 

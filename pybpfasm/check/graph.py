@@ -10,12 +10,15 @@ from __future__ import annotations
 import bisect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Final
 
 from pybpfasm import isa
 from pybpfasm.instruction import Instruction
 from pybpfasm.isa import CallKind, Imm64, Jump
 
-__all__ = ["Block", "Graph"]
+__all__ = ["Block", "Graph", "is_local_call"]
+
+MAX_FRAMES: Final = 8  # MAX_CALL_FRAMES, include/linux/bpf_verifier.h
 
 Report = Callable[[str, int, str], None]
 _CONDITIONAL = frozenset(int(jump) for jump in Jump) - {Jump.JA, Jump.CALL, Jump.EXIT, Jump.JCOND}
@@ -35,6 +38,18 @@ class Block:
     function: int
     following: list[int] = field(default_factory=list)
     order: int = -1  # in reverse postorder; -1 where nothing leads to it
+
+
+def is_local_call(insn: Instruction) -> bool:
+    """Whether it calls a function of the program.
+
+    The call of a kernel function that an object names and nobody has resolved yet looks like one of itself.
+    """
+    return (
+        insn.opcode == isa.OP_CALL
+        and insn.src == CallKind.LOCAL
+        and not (insn.imm == -1 and insn.reference is not None)
+    )
 
 
 class Graph:
@@ -63,7 +78,7 @@ class Graph:
         functions = {0, *(start for start in starts if start in self.index_of)}
         for index, insn in enumerate(instructions):
             target = None
-            if insn.opcode == isa.OP_CALL and insn.src == CallKind.LOCAL:
+            if is_local_call(insn):
                 target, found = slots[index] + 1 + insn.imm, self.called
             elif insn.opcode == isa.LD_IMM64 and insn.src == Imm64.FUNC:
                 target, found = slots[index] + 1 + insn.imm, self.passed
@@ -150,6 +165,7 @@ class Graph:
             if last in jumps:
                 block.following.append(self.block_at[jumps[last]])
         self.entries = [self.block_at[start] for start in self.functions]
+        self._find_depth()
         if not self.unknown_jump:
             self._find_unreachable()
 
@@ -168,8 +184,7 @@ class Graph:
                 block = self.blocks[number]
                 for index in range(block.start, block.end):
                     insn = self.instructions[index]
-                    local = insn.opcode == isa.OP_CALL and insn.src == CallKind.LOCAL
-                    if local or (insn.opcode == isa.LD_IMM64 and insn.src == Imm64.FUNC):
+                    if is_local_call(insn) or (insn.opcode == isa.LD_IMM64 and insn.src == Imm64.FUNC):
                         to = self.index_of.get(self.slots[index] + 1 + insn.imm)
                         if to is None:
                             continue
@@ -203,6 +218,27 @@ class Graph:
                 order.append(number)
         return order
 
+    def _find_depth(self) -> None:
+        """Report calls that are nested too deep, as those of a function by itself are."""
+        calls: dict[int, list[tuple[int, int]]] = {}
+        for callee, indices in self.called.items():
+            for index in indices:
+                caller = bisect.bisect_right(self.functions, index) - 1
+                calls.setdefault(caller, []).append((index, bisect.bisect_left(self.functions, callee)))
+        depth = {0: 0}
+        waiting = [0]
+        while waiting:
+            caller = waiting.pop()
+            for index, callee in calls.get(caller, ()):
+                if depth[caller] + 1 >= MAX_FRAMES:
+                    self._report(
+                        "call-depth", index, f"calls are nested more than {MAX_FRAMES} deep here, or go round"
+                    )
+                    return
+                if depth.get(callee, -1) < depth[caller] + 1:
+                    depth[callee] = depth[caller] + 1
+                    waiting.append(callee)
+
     def endless(self) -> set[int]:
         """The blocks from which no exit can be reached.
 
@@ -215,7 +251,7 @@ class Graph:
                 before.setdefault(following, []).append(number)
             last = self.instructions[block.end - 1]
             leaves = last.opcode in (isa.OP_EXIT, isa.OP_GOTOX) or any(
-                insn.opcode == isa.OP_CALL and insn.src == CallKind.KFUNC
+                insn.opcode == isa.OP_CALL and insn.src != CallKind.HELPER and not is_local_call(insn)
                 for insn in self.instructions[block.start : block.end]
             )
             if leaves:

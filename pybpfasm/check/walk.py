@@ -17,7 +17,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
 from pybpfasm import isa
-from pybpfasm.check.graph import Block, Graph
+from pybpfasm.check.graph import Block, Graph, is_local_call
 from pybpfasm.check.rights import (
     MOVES_PACKET,
     RESULTS,
@@ -101,6 +101,20 @@ _ACQUIRES: Final = {
 _RELEASES: Final = frozenset({Helper.sk_release, Helper.ringbuf_submit, Helper.ringbuf_discard})
 _VALUES: Final = frozenset(
     {Helper.map_lookup_elem, Helper.map_lookup_percpu_elem, Helper.sk_storage_get, Helper.task_storage_get}
+)
+
+_WITH_VALUES: Final = frozenset(
+    {
+        MapType.HASH,
+        MapType.ARRAY,
+        MapType.PERCPU_HASH,
+        MapType.PERCPU_ARRAY,
+        MapType.LRU_HASH,
+        MapType.LRU_PERCPU_HASH,
+        MapType.LPM_TRIE,
+        MapType.SK_STORAGE,
+        MapType.TASK_STORAGE,
+    }
 )
 
 # Where a call's results can be any number that fits, and the verifier knows no more.
@@ -642,6 +656,13 @@ class Walk:
             self._access(index, insn, base, insn.dst, size, state, True)
         if base[0] == FP:
             at = base[1] + insn.offset
+            if size < 8 and stored[0] in _POINTERS and not atomic:
+                self._fault(
+                    "pointer-spill",
+                    index,
+                    f"r{insn.src} is {_WORDS[stored[0]]}: an address is kept on the stack in 8 aligned "
+                    f"bytes, not in {size}",
+                )
             for offset in range(at - 7, at + size):
                 state.stack.pop(offset, None)
             if -_STACK <= at <= -size:
@@ -695,17 +716,17 @@ class Walk:
     # Calls.
     def _call(self, index: int, insn: Instruction, state: State) -> bool:
         """Whether the program goes on behind the call."""
-        if insn.src == CallKind.LOCAL:
+        if is_local_call(insn):
             return self._local(index, insn, state)
         regs = state.regs
-        if insn.src == CallKind.KFUNC:
+        if insn.src != CallKind.HELPER:
             self._forget(state)
             state.refs.clear()
             self._clobber(index, state, _ANY)
             return True
         helper = insn.imm
         self._may_call(index, helper)
-        arguments = self.rights.arguments(helper)
+        arguments = () if self.rights.may_call(helper) is False else self.rights.arguments(helper)
         given = regs.copy()
         for place, kind in enumerate(arguments):
             self._argument(index, helper, place + 1, kind, regs)
@@ -785,21 +806,13 @@ class Walk:
             state.refs[index] = index
         if helper in _VALUES:
             spec = given[1][1] if given[1][0] == MAP else None
-            if helper == Helper.map_lookup_elem and (
-                given[1][0] != MAP or spec is None or spec.inner is not None or not spec.value_size
-            ):
-                # The look-up may give a map, a socket, or a value of a map that is not known here.
-                return (VAL, index, True, None, None) if given[1][0] == MAP and spec is not None else _ANY
-            if (
-                spec is not None
-                and helper == Helper.map_lookup_elem
-                and spec.type in (MapType.SOCKMAP, MapType.SOCKHASH)
-            ):
+            if spec is None:
+                return _ANY
+            if spec.type in (MapType.SOCKMAP, MapType.SOCKHASH):
                 state.refs[index] = index
                 return (SOCK, index, True, "sock")
-            if spec is not None and helper == Helper.map_lookup_elem and spec.type == MapType.XSKMAP:
-                return _ANY
-            return (VAL, index, True, spec, 0)
+            # Of other types a look-up gives something else: another map, a socket of AF_XDP.
+            return (VAL, index, True, spec, 0) if spec.type in _WITH_VALUES else _ANY
         if helper == Helper.ringbuf_reserve:
             return (VAL, index, True, None, None)
         if helper in _SOCKETS:
