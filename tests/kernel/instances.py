@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from loader import cli, objects
+from loader import cli, features, objects
 from loader import sys as bpf_sys
 from loader.bpffs import BpfFs
 from loader.cgroup import Cgroup
@@ -106,8 +106,9 @@ class Site:
     def attached(self, ifindex: int = 1) -> list[int]:
         """The ids of all programs at the hooks of an interface and of the cgroup, in a fixed order."""
         found: list[int] = []
-        for attach_type in (AttachType.TCX_INGRESS, AttachType.TCX_EGRESS):
-            found += objects.prog_query(ifindex, attach_type).prog_ids
+        if features.probe(features.Feature.TCX).supported:
+            for attach_type in (AttachType.TCX_INGRESS, AttachType.TCX_EGRESS):
+                found += objects.prog_query(ifindex, attach_type).prog_ids
         for attach_type in (AttachType.CGROUP_GETSOCKOPT, AttachType.CGROUP_SOCK_OPS):
             found += objects.prog_query(self.cgroup.fd, attach_type).prog_ids
         return found

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from loader import netns, objects, tc_clsact
+from loader import features, netns, objects, tc_clsact
 from loader.cgroup import Cgroup
 from loader.objects import Link, Map, Program, prog_query
 from loader.playground import Namespace
@@ -85,7 +85,8 @@ def test_up_makes_what_down_removes(site: Site, method: str) -> None:
         assert (document["created"], document["changed"]) == (True, True)
         assert files(instance) == ["interfaces", "links", "maps", "ports", "programs", "settings"]
         tc = ["tcx_egress_lo", "tcx_ingress_lo"] if method == "tcx" else []
-        assert files(instance / "links") == sorted(["getsockopt", "sk_msg", "sockops", *tc])
+        linked = features.probe(features.Feature.SOCKMAP_LINK).supported
+        assert files(instance / "links") == sorted(["getsockopt", "sockops", *["sk_msg"] * linked, *tc])
         assert files(instance / "maps") == ["counters", "flows", "pending", "socket_state", "sockets"]
 
         status = site.status()
@@ -95,7 +96,7 @@ def test_up_makes_what_down_removes(site: Site, method: str) -> None:
             "egress": method,
             "getsockopt": "link",
             "sockops": "link",
-            "sk_msg": "link",
+            "sk_msg": "link" if linked else "map",
         }
         assert all(h["attached"] for h in status["hooks"])
         assert [h["program"]["name"] for h in status["hooks"]] == [

@@ -15,12 +15,29 @@ import pytest
 from loader import features
 from loader.features import Feature
 
+_INSTANCE = "tests/kernel/test_instance.py"
+_PROGRAMS = "tests/kernel/programs"
+_SOCKETS = f"{_PROGRAMS}/test_sockops_sk_msg.py"
+
 # Chosen for what they ask of the kernel, and for being quick: no random programs, no long transfers.
 TESTS = (
     "tests/kernel/test_sys_features.py",
     "tests/kernel/test_sys_clsact.py",
     "tests/kernel/test_sys_attach.py",
     "tests/kernel/test_sys_objects.py",
+    f"{_INSTANCE}::test_up_makes_what_down_removes[clsact]",
+    f"{_INSTANCE}::test_other_settings_take_the_place_of_the_old[clsact-words0]",
+    f"{_INSTANCE}::test_interfaces_come_and_go[clsact]",
+    f"{_INSTANCE}::test_a_clsact_qdisc_of_others_stays",
+    f"{_INSTANCE}::test_a_connection_survives_changes[clsact]",
+    f"{_PROGRAMS}/test_getsockopt.py::test_the_original_destination",
+    f"{_SOCKETS}::test_a_connection_of_envoy_is_enrolled_at_both_ends",
+    f"{_SOCKETS}::test_half_a_close_keeps_the_other_half",
+    f"{_SOCKETS}::test_a_megabyte_both_ways_at_once",
+    f"{_SOCKETS}::test_a_slot_that_is_taken_is_left_to_its_owner",
+    f"{_SOCKETS}::test_a_full_map_means_native",
+    f"{_SOCKETS}::test_the_same_tuple_in_two_namespaces",
+    f"{_SOCKETS}::test_order_of_plain_connections",
 )
 
 # What a test needs of the kernel, by a pattern of its name. The first pattern that fits counts.
@@ -31,7 +48,6 @@ NEEDS: tuple[tuple[str, Feature], ...] = (
     (f"{_ATTACH}::test_no_such_interface", Feature.TCX),
     (f"{_ATTACH}::test_more_programs_than_the_first_query_has_room_for", Feature.TCX),
     (f"{_ATTACH}::test_a_pinned_link_outlives_its_maker", Feature.TCX),
-    (f"{_ATTACH}::test_sk_msg_on_a_sockhash_by_link", Feature.SOCKMAP_LINK),
 )
 
 

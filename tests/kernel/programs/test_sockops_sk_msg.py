@@ -63,8 +63,8 @@ def accelerated(settings: Settings, cgroup: Cgroup) -> Iterator[Rig]:
     with Rig(settings) as rig, ExitStack() as links:
         messages, sockets = rig.load("sk_msg"), rig.load("sockops")
         link = attach_to_sockmap(messages, rig.sockets, AttachType.SK_MSG_VERDICT)
-        assert link is not None
-        links.enter_context(link)
+        if link is not None:  # else the map itself holds the program
+            links.enter_context(link)
         links.enter_context(Link.cgroup(sockets, cgroup.fd, AttachType.CGROUP_SOCK_OPS))
         yield rig
         # What is enrolled or noted goes with its sockets.
