@@ -95,12 +95,14 @@ def test_through_anonymous_members_arrays_and_typedefs() -> None:
     items = target.builder.add_typedef("items_t", target.builder.add_array(moved, 4))
     union = target.builder.add_union("", 64, [("items", items, 0)])
     deeper = target.builder.add_struct("", 72, [("pad", target.u64, 0), ("", union, 64)])
-    target.builder.add_struct("outer", 100, [("", deeper, 32)])
+    # One without the field comes first, and must not move what comes after it.
+    other = target.builder.add_struct("", 8, [("something", target.u64, 0)])
+    target.builder.add_struct("outer", 108, [("", other, 32), ("", deeper, 96)])
     resolver = CoreResolver(target.btf())
     found = ask(OFFSET, local.btf(), "outer", "0:0:2:1")
     assert found.name == "outer.items[2].y"
-    assert resolver.value(found) == 4 + 8 + 2 * 16 + 12
-    assert resolver.value(ask(OFFSET, local.btf(), "outer", "0:0:3:1")) == 4 + 8 + 3 * 16 + 12
+    assert resolver.value(found) == 12 + 8 + 2 * 16 + 12
+    assert resolver.value(ask(OFFSET, local.btf(), "outer", "0:0:3:1")) == 12 + 8 + 3 * 16 + 12
     assert resolver.value(ask(SIZE, local.btf(), "outer", "0:0")) == 64
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pybpfasm import listing, text
-from pybpfasm.btf import Btf, BtfBuilder, Kind
+from pybpfasm.btf import Btf, BtfBuilder, BtfExt, Kind, unpack_line_info
 from pybpfasm.core import CoreError, CoreKind, CoreRelocation, Extern
 from pybpfasm.elf import ElfError, ObjectFile, read_object
 from pybpfasm.elf.reader import read_raw
@@ -284,6 +284,9 @@ def test_kernel_functions_and_variables() -> None:
     assert (missing.src, missing.imm64) == (0, 0)
     with pytest.raises(CoreError, match="bpf_rcu_read_lock, which its BTF does not have"):
         program.resolve(Btf.parse(BtfBuilder().to_bytes()))
+    # The kernel takes no function that is defined elsewhere, nor the section that lists such.
+    assert {t.kind for t in Btf.parse(program.btf()).all_by_name("no_such_kfunc")} == {Kind.TYPEDEF}
+    assert not Btf.parse(program.btf()).all_by_name(".ksyms")
     assert Extern("bpf_rcu_read_lock", "kfunc") in program.unresolved
     assert Extern("no_such_variable", "ksym", weak=True) in program.unresolved
 
@@ -340,6 +343,33 @@ def test_damage_within_a_section_is_named() -> None:
         read_object(_patched("subprograms_v3", start + 8, b"\x09"))
     with pytest.raises(ElfError, match=r"section \.reltc, byte \d+: relocation 0 is for byte 16777"):
         read_object(_patched("subprograms_v3", start, b"\0\0\0\x01"))
+
+
+def test_the_first_instruction_has_a_line_in_any_case() -> None:
+    data = (DATA / "loops_v3.o").read_bytes()
+    program = read_object(data).program("first_zero")
+    lines = unpack_line_info(program.line_info())
+    start, size = _section("loops_v3", ".BTF.ext")
+    first = data.index(struct.pack("<2I", *read_line(data, start, size, program.slots)), start)
+    moved = read_object(_patched("loops_v3", first, struct.pack("<I", _offset(data, first) + 8)))
+    again = unpack_line_info(moved.program("first_zero").line_info())
+    assert [line.insn_off for line in again[:2]] == [0, 1] and len(again) == len(lines) + 1
+    assert again[0].line == 0
+
+
+def _offset(data: bytes, at: int) -> int:
+    (offset,) = struct.unpack_from("<I", data, at)
+    return int(offset)
+
+
+def read_line(data: bytes, start: int, size: int, slots: int) -> tuple[int, int]:
+    """The first words of the first line record of ``first_zero``, which comes second in its section."""
+    raw = read_raw(data)
+    types, code = raw.by_name(".BTF"), raw.by_name("tc")
+    assert types is not None and code is not None
+    ext = BtfExt.parse(data[start : start + size], Btf.parse(types.data))
+    found = next(line for line in ext.line_info["tc"] if line.insn_off == code.size - 8 * slots)
+    return found.insn_off, found.file_name_off
 
 
 def test_a_program_in_a_section_of_another_name() -> None:

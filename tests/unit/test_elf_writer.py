@@ -23,7 +23,7 @@ from pybpfasm.kernel.defines import BPF_F_SLEEPABLE, BPF_F_XDP_HAS_FRAGS
 from pybpfasm.kernel.enums import BPF_F_RDONLY_PROG, AttachType, Helper, MapType, ProgType
 from pybpfasm.layout import U32, U64, Array, Be16, Struct
 from pybpfasm.maps import MapSpec
-from pybpfasm.program import ProgramSpec, cgroup_sockopt, sched_cls, subprogram, xdp
+from pybpfasm.program import ProgramSpec, Subprogram, cgroup_sockopt, sched_cls, subprogram, xdp
 
 DATA = Path(__file__).parent.parent / "data" / "elf"
 
@@ -257,6 +257,43 @@ def test_functions_and_lines() -> None:
     assert where is not None
     assert (btf.string(first.file_name_off), first.line) == (where.filename, where.line)
     assert btf.string(first.line_off) == "b.u32[b.r10 - 4] = 0"
+
+
+def _twice() -> list[ProgramSpec]:
+    @subprogram("value")
+    def same(b: Asm) -> None:
+        b.ret(1)
+
+    @subprogram("value")
+    def other(b: Asm) -> None:
+        b.ret(1)
+
+    other.name = "same"
+
+    def program(name: str, callee: Subprogram) -> ProgramSpec:
+        def body(b: Asm, ctx: SkBuff) -> None:
+            b.call(callee)
+            b.ret(0)
+
+        return sched_cls(name=name)(body).build()
+
+    return [program("one", same), program("two", other), program("three", other)]
+
+
+def test_functions_on_different_lines_are_different() -> None:
+    found = read_object(write_object(_twice()))
+    assert found.functions == ("same", "same")
+    places = [found.program(name).location(3) for name in ("one", "two", "three")]
+    lines = [place.line for place in places if place is not None]
+    assert len(lines) == 3 and lines[0] != lines[1] == lines[2]
+
+
+def test_maps_that_others_hold_come_first() -> None:
+    theirs = read_object((DATA / "inner_v3.o").read_bytes())
+    order = [theirs.map(name) for name in ("outer", "odd", "by_name", "even")]
+    elf = _elf(write_object([], order))
+    places = {s.name: s.entry.st_value for s in elf.get_section_by_name(".symtab").iter_symbols()}
+    assert places["odd"] < places["even"] < places["outer"]
 
 
 def test_what_was_written_is_read_again() -> None:
