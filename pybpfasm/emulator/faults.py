@@ -3,7 +3,12 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from pybpfasm.errors import PybpfasmError, SourceLocation
+
+if TYPE_CHECKING:
+    from pybpfasm.emulator.run import Step
 
 __all__ = ["EmulatorError", "EmulatorFault", "Violation"]
 
@@ -40,6 +45,7 @@ class EmulatorFault(PybpfasmError):
         self.location = location
         self.registers = registers
         self.shown = shown
+        self.trace: tuple[Step, ...] = ()  # what ran before, where the run was traced
         super().__init__(reason)
 
     def __str__(self) -> str:

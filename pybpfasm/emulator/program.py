@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from pybpfasm import isa
 from pybpfasm.emulator import interpret, translate
-from pybpfasm.emulator.faults import EmulatorError
+from pybpfasm.emulator.faults import EmulatorError, EmulatorFault
 from pybpfasm.emulator.maps import Array, Map
 from pybpfasm.emulator.memory import Opaque, Region
 from pybpfasm.emulator.run import DEFAULT_BUDGET, Result, Run, Step
@@ -169,6 +169,9 @@ class Program:
         self.runs += 1
         try:
             r0 = run.start()
+        except EmulatorFault as fault:
+            fault.trace = tuple(steps or ())
+            raise
         finally:
             if context is not None:
                 context.leave(run)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -73,16 +74,25 @@ class Result:
 
     def lines(self) -> str:
         """The trace: every executed instruction below the Python line that wrote it."""
-        out: list[str] = []
-        last = ""
-        for step in self.trace:
-            location = step.program.spec.location(step.slot)
-            where = "" if location is None else f"; {location.text} @ {location}"
-            if where != last:
-                out.append(where)
-                last = where
-            out.append(str(step))
-        return "\n".join(out)
+        return lines(self.trace)
+
+
+def lines(trace: Iterable[Step]) -> str:
+    """Every executed instruction below the Python line that wrote it, with the registers that it changed."""
+    out: list[str] = []
+    last = ""
+    for step in trace:
+        location = step.program.spec.location(step.slot)
+        where = "" if location is None else f"; {location.text} @ {location}"
+        if where != last:
+            out.append(where)
+            last = where
+        out.append(str(step))
+    return "\n".join(out)
+
+
+def _bytes(size: int) -> str:
+    return "1 byte" if size == 1 else f"{size} bytes"
 
 
 class Run:
@@ -255,9 +265,9 @@ class Run:
         """The error of an access through what is no pointer."""
         if -65536 < address < 65536:
             hint = ": is it a NULL pointer?" if -4096 < address < 4096 else ""
-            return Violation(f"a {what} of {size} bytes through the scalar {address}{hint}")
+            return Violation(f"a {what} of {_bytes(size)} through the scalar {address}{hint}")
         return Violation(
-            f"a {what} of {size} bytes through the scalar {address & U64:#x}, which is no pointer"
+            f"a {what} of {_bytes(size)} through the scalar {address & U64:#x}, which is no pointer"
         )
 
     def fault(self, reason: str, slot: int, registers: tuple[int | None, ...]) -> EmulatorFault:

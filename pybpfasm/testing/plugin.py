@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 
-from pybpfasm.emulator import Emulator, Program, Result
+from pybpfasm.emulator import Emulator, EmulatorFault, Program, Result, Step
 from pybpfasm.emulator.context import Context
-from pybpfasm.emulator.run import DEFAULT_BUDGET
+from pybpfasm.emulator.run import DEFAULT_BUDGET, lines
 from pybpfasm.program import ProgramSpec
 from pybpfasm.testing.coverage import Coverage
 
@@ -36,14 +36,17 @@ class _TracedProgram(Program):
     ) -> Result:
         try:
             result = super().run(context, budget=budget, trace=True)
-        except Exception as error:
-            self.seen.append(f"{self.spec.name} did not end: {error}")
+        except EmulatorFault as fault:
+            self._note(f"{self.spec.name} did not end:", fault.trace)
             raise
-        lines = result.lines().splitlines()
-        if len(lines) > _SHOWN_LINES:
-            lines = [f"… {len(lines) - _SHOWN_LINES} lines before", *lines[-_SHOWN_LINES:]]
-        self.seen.append("\n".join([f"{self.spec.name} returned {result.action}:", *lines]))
+        self._note(f"{self.spec.name} returned {result.action}:", result.trace)
         return result
+
+    def _note(self, title: str, trace: tuple[Step, ...]) -> None:
+        shown = lines(trace).splitlines()
+        if len(shown) > _SHOWN_LINES:
+            shown = [f"… {len(shown) - _SHOWN_LINES} lines before", *shown[-_SHOWN_LINES:]]
+        self.seen.append("\n".join([title, *shown]))
 
 
 class _TracedEmulator(Emulator):

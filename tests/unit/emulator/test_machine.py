@@ -181,7 +181,7 @@ def atomic_unaligned(b: Asm, ctx: SkBuff) -> None:
         (unset_after_call, "r2 is read and was never set"),
         (unset_result, "r0 is read and was never set"),
         (null_pointer, "a read of 8 bytes through the scalar 8: is it a NULL pointer?"),
-        (scalar, "a write of 1 bytes through the scalar 0x123456789abc"),
+        (scalar, "a write of 1 byte through the scalar 0x123456789abc"),
         (behind_the_packet, "4 bytes at offset 61 is outside the packet, which has 64 bytes"),
         (before_the_packet, "1 byte at offset -1 is outside the packet"),
         (packet_has_moved, "from before the call of skb_pull_data, which may have moved the packet"),

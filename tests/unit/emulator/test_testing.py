@@ -99,7 +99,7 @@ from pybpfasm.program import sched_cls
 
 @sched_cls(name="sample")
 def sample(b, ctx):
-    b.r2 = ctx.len  # length
+    b.r2 = ctx.len
     b.r2 += 1
     b.ret(b.r2)
 

@@ -1,0 +1,203 @@
+# SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only
+"""``python -m pybpfasm run``: a program on a packet, with ``--trace`` or step by step.
+
+Stepping goes over a run that has taken place, so that it goes backwards as easily as forwards.
+"""
+
+from __future__ import annotations
+
+import argparse
+import struct
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from pybpfasm.emulator.context import Context, Skb, Xdp
+from pybpfasm.emulator.emulator import Emulator
+from pybpfasm.emulator.faults import EmulatorError, EmulatorFault
+from pybpfasm.emulator.run import Step, lines
+from pybpfasm.errors import PybpfasmError
+from pybpfasm.kernel.enums import ProgType
+from pybpfasm.program import ProgramSpec
+
+__all__ = ["Stepper", "main", "read_pcap"]
+
+_HELP = "Enter or n: on, b: back, g N: go to step N, c: to the end, r: registers, q: leave"
+
+
+def read_pcap(data: bytes) -> Iterator[bytes]:
+    """The packets of a capture file (pcap, of either byte order and resolution); raises `EmulatorError`."""
+    orders = {
+        b"\xd4\xc3\xb2\xa1": "<",
+        b"\xa1\xb2\xc3\xd4": ">",
+        b"\x4d\x3c\xb2\xa1": "<",
+        b"\xa1\xb2\x3c\x4d": ">",
+    }
+    order = orders.get(data[:4])
+    if order is None:
+        hint = "; it is pcapng: tcpdump -r IN -w OUT converts it" if data[:4] == b"\n\r\r\n" else ""
+        raise EmulatorError(f"this is no pcap file{hint}")
+    at = 24
+    while at + 16 <= len(data):
+        length = struct.unpack_from(order + "I", data, at + 8)[0]
+        packet = data[at + 16 : at + 16 + length]
+        if len(packet) != length:
+            raise EmulatorError(f"the capture is cut off in the packet at byte {at}")
+        yield packet
+        at += 16 + length
+
+
+class Stepper:
+    """A recorded run: a place in it, and the registers there."""
+
+    def __init__(self, trace: Sequence[Step]) -> None:
+        self.trace = trace
+        self.at = 0
+        # The registers of the frames after each step, innermost last.
+        self._frames: list[tuple[dict[int, str], ...]] = []
+        frames: list[dict[int, str]] = [{1: "ctx", 10: "fp"}]
+        for step in trace:
+            depth = step.depth + 1
+            while len(frames) > depth:
+                frames.pop()
+            while len(frames) < depth:
+                caller = frames[-1]
+                frames.append({i: caller[i] for i in range(1, 6) if i in caller} | {10: "fp"})
+            frames[-1] = frames[-1] | step.shown
+            self._frames.append(tuple(frames))
+
+    def registers(self) -> dict[int, str]:
+        """What the registers hold after the current step."""
+        return dict(sorted(self._frames[self.at][-1].items())) if self._frames else {}
+
+    def show(self) -> str:
+        """The current step with its Python line."""
+        if not self.trace:
+            return "nothing has run"
+        return f"[{self.at + 1}/{len(self.trace)}]\n{lines([self.trace[self.at]])}"
+
+    def command(self, text: str) -> str | None:
+        """Do what a line typed at the prompt says; what to print, or ``None`` at the end."""
+        words = text.split()
+        name = words[0] if words else "n"
+        last = max(0, len(self.trace) - 1)
+        if name == "q":
+            return None
+        if name == "n":
+            self.at = min(self.at + 1, last)
+        elif name == "b":
+            self.at = max(self.at - 1, 0)
+        elif name == "c":
+            self.at = last
+        elif name == "g" and len(words) == 2 and words[1].isdigit():
+            self.at = min(max(int(words[1]) - 1, 0), last)
+        elif name == "r":
+            return "  ".join(f"r{i}={value}" for i, value in self.registers().items())
+        else:
+            return _HELP
+        return self.show()
+
+
+def _contexts(options: argparse.Namespace) -> list[bytes]:
+    if options.pcap is not None:
+        packets = list(read_pcap(Path(options.pcap).read_bytes()))
+        if options.packet is not None:
+            if not 1 <= options.packet <= len(packets):
+                raise EmulatorError(
+                    f"{options.pcap} has {len(packets)} packets, there is no {options.packet}"
+                )
+            return [packets[options.packet - 1]]
+        return packets
+    if options.hex is not None:
+        try:
+            return [bytes.fromhex(options.hex)]
+        except ValueError:
+            raise EmulatorError(f"--hex takes bytes in hexadecimal, not {options.hex!r}") from None
+    return [Path(options.file).read_bytes()] if options.file is not None else [bytes(64)]
+
+
+def _context(spec: ProgramSpec, packet: bytes, mark: int) -> Context:
+    if spec.type in (ProgType.SCHED_CLS, ProgType.SOCKET_FILTER, ProgType.CGROUP_SKB, ProgType.SCHED_ACT):
+        return Skb(packet, mark=mark, ifindex=1, link_header=spec.type is not ProgType.CGROUP_SKB)
+    if spec.type is ProgType.XDP:
+        return Xdp(packet)
+    raise EmulatorError(
+        f"{spec.name} is a {spec.type.name} program, which runs on no packet: "
+        "use pybpfasm.emulator from Python"
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="pybpfasm run", description="Run a program without a kernel.")
+    parser.add_argument("target", help="the program: module:name, file.py:name, or an object file")
+    given = parser.add_mutually_exclusive_group()
+    given.add_argument("--hex", metavar="BYTES", help="the packet (64 zeros where none is given)")
+    given.add_argument("--file", metavar="FILE", help="the packet's bytes from a file")
+    given.add_argument("--pcap", metavar="FILE", help="packets from a capture, one after the other")
+    parser.add_argument("--packet", type=int, metavar="N", help="only the N-th packet of the capture")
+    parser.add_argument("--mark", type=lambda text: int(text, 0), default=0, help="skb->mark")
+    parser.add_argument("--trace", action="store_true", help="show every instruction with its Python line")
+    parser.add_argument("--step", action="store_true", help="go through the run at a prompt, either way")
+    return parser
+
+
+def main(arguments: Sequence[str], *, ask: Callable[[str], str] = input) -> int:
+    """Run the command; returns the exit status: 0, 1 for a fault or an error, 2 for wrong usage."""
+    try:
+        options = _parser().parse_args(list(arguments))
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else 2
+    try:
+        return _run(options, ask)
+    except (PybpfasmError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+def _run(options: argparse.Namespace, ask: Callable[[str], str]) -> int:
+    from pybpfasm.cli import load_programs
+
+    specs = load_programs(options.target)
+    if len(specs) != 1:
+        names = ", ".join(spec.name for spec in specs)
+        raise EmulatorError(f"{options.target} has several programs: name one of {names}")
+    spec = specs[0]
+    emulator = Emulator(byteorder=spec.byteorder)
+    program = emulator.load(spec)
+    status = 0
+    traced = options.trace or options.step
+    for number, packet in enumerate(_contexts(options), 1):
+        fault: EmulatorFault | None = None
+        try:
+            result = program.run(_context(spec, packet, options.mark), trace=traced)
+            trace = result.trace
+        except EmulatorFault as error:
+            fault, trace, status = error, error.trace, 1
+        if options.trace:
+            print(lines(trace))
+        if options.step:
+            _step(trace, ask)
+        if fault is not None:
+            print(f"packet {number}: {fault}")
+            continue
+        shown = (
+            f"packet {number}: r0 = {result.r0:#x} ({result.action}) after {result.instructions} instructions"
+        )
+        print(shown + ("" if result.packet == packet else f"\n  changed: {result.packet.hex(' ')}"))
+    for line in emulator.printed:
+        print(f"printed: {line}")
+    return status
+
+
+def _step(trace: Sequence[Step], ask: Callable[[str], str]) -> None:
+    stepper = Stepper(trace)
+    print(_HELP)
+    print(stepper.show())
+    while True:
+        try:
+            answer = stepper.command(ask("> "))
+        except EOFError:
+            return
+        if answer is None:
+            return
+        print(answer)
