@@ -31,6 +31,7 @@ TESTS = (
     f"{_INSTANCE}::test_a_clsact_qdisc_of_others_stays",
     f"{_INSTANCE}::test_a_connection_survives_changes[clsact]",
     f"{_PROGRAMS}/test_getsockopt.py::test_the_original_destination",
+    f"{_PROGRAMS}/test_tc_devices.py::test_connections_over_veth",
     f"{_SOCKETS}::test_a_connection_of_envoy_is_enrolled_at_both_ends",
     f"{_SOCKETS}::test_half_a_close_keeps_the_other_half",
     f"{_SOCKETS}::test_a_megabyte_both_ways_at_once",

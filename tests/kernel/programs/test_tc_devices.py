@@ -24,6 +24,8 @@ from pathlib import Path
 
 import pytest
 
+from loader import tc_clsact
+from loader.features import Feature, probe
 from loader.netns import NetNs, interface
 from loader.objects import Link, Program
 from loader.process import CLONE_NEWNET, setns, unshare
@@ -70,7 +72,10 @@ def ip(*arguments: str) -> None:
 def attach(stack: ExitStack, rig: Rig, name: str, link: Interface = Interface()) -> None:  # noqa: B008 (it is frozen)
     index = interface(name).index
     for hook, kind in (("ingress", AttachType.TCX_INGRESS), ("egress", AttachType.TCX_EGRESS)):
-        stack.enter_context(Link.tcx(rig.load(hook, link), index, kind))
+        if probe(Feature.TCX).supported:
+            stack.enter_context(Link.tcx(rig.load(hook, link), index, kind))
+        else:
+            tc_clsact.attach(rig.load(hook, link), index, kind, name=hook)  # goes with the device
 
 
 def ready(name: str) -> None:
