@@ -12,6 +12,7 @@ from pybpfasm.errors import DecodeError, PybpfasmError
 from pybpfasm.isa import ANY, FORMS, FRAME_POINTER, LD_IMM64, ZERO, Allowed, Form, Imm64
 
 if TYPE_CHECKING:
+    from pybpfasm.errors import SourceLocation
     from pybpfasm.layout import ByteOrder
     from pybpfasm.source import Origin
 
@@ -46,7 +47,8 @@ class Instruction:
 
     ``imm`` is the signed 32-bit immediate; of the wide ``lddw`` it holds the low and ``imm_high`` the high 32
     bits, both signed. ``reference`` names what an immediate or offset stands for until it is known (a label,
-    a map, a subprogram); ``origin`` is the Python code that wrote the instruction (see `pybpfasm.source`).
+    a map, a subprogram); ``origin`` is the Python code that wrote the instruction (see `pybpfasm.source`), or
+    the line of C that a compiler made it of.
     """
 
     opcode: int
@@ -56,7 +58,7 @@ class Instruction:
     imm: int = 0
     imm_high: int = 0
     reference: object = None
-    origin: Origin | None = field(default=None, compare=False, repr=False)
+    origin: Origin | SourceLocation | None = field(default=None, compare=False, repr=False)
 
     @property
     def wide(self) -> bool:

@@ -253,9 +253,10 @@ class ProgramSpec:
         pack = struct.Struct(order + "IIII").pack
         last_file, last_line = "", -1
         for slot, insn in zip(self._starts, self.instructions, strict=True):
-            if insn.origin is None:
+            if insn.origin is None and slot not in starts:
                 continue
-            filename, line, text = record(insn.origin)
+            # The kernel wants a line for the first instruction of every function.
+            filename, line, text = ("", 0, "") if insn.origin is None else record(insn.origin)
             if line == last_line and filename == last_file and slot not in starts:
                 continue
             last_file, last_line = filename, line

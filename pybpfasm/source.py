@@ -129,8 +129,10 @@ def module_path(path: str) -> str:
     return parts[-1]
 
 
-def record(origin: Origin) -> tuple[str, int, str]:
+def record(origin: Origin | SourceLocation) -> tuple[str, int, str]:
     """File name, line and source text of *origin*, without its callers."""
+    if isinstance(origin, SourceLocation):
+        return origin.filename, origin.line, origin.text
     code, lasti, _ = origin
     lines = _lines.get(id(code))
     if lines is None:
@@ -141,8 +143,10 @@ def record(origin: Origin) -> tuple[str, int, str]:
     return found
 
 
-def resolve(origin: Origin) -> SourceLocation:
+def resolve(origin: Origin | SourceLocation) -> SourceLocation:
     """The location that *origin* stands for, with its source text where the file can be read."""
+    if isinstance(origin, SourceLocation):
+        return origin
     code, _, caller = origin
     filename, line, text = record(origin)
     return SourceLocation(

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Final, NoReturn, TypeVar
 
 from pybpfasm import isa
+from pybpfasm.asm import Asm
 from pybpfasm.btf import (
     Btf,
     BtfError,
@@ -48,9 +49,9 @@ from pybpfasm.isa import CallKind, Imm64
 from pybpfasm.kernel.enums import BPF_F_RDONLY_PROG, AttachType, MapType, ProgType
 from pybpfasm.layout import ByteOrder
 from pybpfasm.maps import MapSpec
-from pybpfasm.program import Function, ProgramSpec
+from pybpfasm.program import Function, ProgramSpec, Subprogram
 
-__all__ = ["ObjectFile", "ObjectMap", "ObjectProgram", "read_object"]
+__all__ = ["ObjectFile", "ObjectFunction", "ObjectMap", "ObjectProgram", "read_object"]
 
 _NAME_LENGTH: Final = 15
 # How many instruction slots the programs of an object may come to, with the functions that they share, before
@@ -132,14 +133,15 @@ class ObjectProgram(ProgramSpec):
         index = bisect.bisect_right(self._lines, slot, key=lambda line: line.insn_off) - 1
         if index < 0 or slot >= self.slots or self._source is None:
             return None
-        line = self._lines[index]
-        try:
-            filename, text = (_plain(self._source, o) for o in (line.file_name_off, line.line_off))
-        except BtfError:
-            return None
-        return SourceLocation(
-            filename.removeprefix("./"), line.line, self.function_at(slot).name, text, filename
-        )
+        return _line(self._source, self._lines[index], self.function_at(slot).name)
+
+
+def _line(btf: Btf, line: LineInfo, function: str) -> SourceLocation | None:
+    try:
+        filename, text = (_plain(btf, offset) for offset in (line.file_name_off, line.line_off))
+    except BtfError:
+        return None
+    return SourceLocation(filename.removeprefix("./"), line.line, function, text, filename)
 
 
 def _plain(btf: Btf, offset: int) -> str:
@@ -148,13 +150,64 @@ def _plain(btf: Btf, offset: int) -> str:
     return text if text.isprintable() else "".join(c if c.isprintable() else "\ufffd" for c in text)
 
 
+class ObjectFunction(Subprogram):
+    """A function of an object, which programs written here call or pass as a callback."""
+
+    __slots__ = ("_reader", "_source")
+
+    def __init__(self, source: _Code, reader: _Reader, arguments: tuple[str, ...]) -> None:
+        super().__init__(_not_python, arguments)
+        self.name = source.name
+        self._source = source
+        self._reader = reader
+
+    def __eq__(self, other: object) -> bool:
+        return self._source is other._source if isinstance(other, ObjectFunction) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(id(self._source))
+
+    def bind(self, *settings: object) -> NoReturn:
+        """A function of an object takes no settings."""
+        raise ElfError(f"function {self.name} is from an object: it takes no settings")
+
+    def write(self, byteorder: ByteOrder) -> Asm:
+        """The function's instructions as the object has them."""
+        if byteorder != self._reader.raw.byteorder:
+            raise ElfError(
+                f"function {self.name} is {self._reader.raw.byteorder}-endian, the program {byteorder}-endian"
+            )
+        b = Asm(self.name, None, byteorder)
+        slot = 0
+        for index, insn in enumerate(self._source.instructions):
+            reference = self._source.references.get(slot)
+            origin = self._reader.location(self._source, slot)
+            if insn.wide:
+                b._wides.append(index)
+            if isinstance(reference, _Code):
+                callee = self._reader.function(reference)
+                if callee not in b._calls:
+                    b._calls.append(callee)
+                insn = replace(insn, src=Imm64.FUNC if insn.wide else insn.src, imm=-1, reference=callee)
+            elif reference is not None:
+                insn = _with_reference(insn, reference, 0, {})
+            b._body.append(replace(insn, origin=origin))
+            slot += insn.slots
+        b._terminated = True
+        return b
+
+
+def _not_python() -> None:
+    """What stands for the Python function of a function that has none."""
+
+
 @dataclass(frozen=True)
 class ObjectFile:
     """An object that was read.
 
     ``programs`` and ``maps`` are by their names in the object, data sections among the maps (``.rodata``).
-    ``functions`` are the subprograms in ``.text``. ``btf`` is the object's own, ``None`` without ``-g``.
-    ``notes`` say what was left out.
+    ``functions`` are the names of those in ``.text``; `function` gives one to be called from Python. ``btf``
+    is the object's own, ``None`` without ``-g``. ``notes`` say what was left out.
     """
 
     byteorder: ByteOrder
@@ -164,6 +217,16 @@ class ObjectFile:
     functions: tuple[str, ...]
     btf: Btf | None
     notes: tuple[str, ...] = ()
+    subprograms: Mapping[str, ObjectFunction] = field(default_factory=dict)
+
+    def function(self, name: str) -> ObjectFunction:
+        """The function of this name in ``.text``, for ``b.call(…)``; raises `ElfError` without one."""
+        try:
+            return self.subprograms[name]
+        except KeyError:
+            raise ElfError(
+                f"no function {name!r} in the object{suggestion(name, self.subprograms)}"
+            ) from None
 
     def program(self, name: str) -> ObjectProgram:
         """The program of this name; raises `ElfError` where there is none."""
@@ -220,6 +283,7 @@ class _Reader:
         self.externs: dict[str, Extern] = {}
         self.used_names: set[str] = set()
         self.budget = _LEAST_BUDGET
+        self.written: dict[int, ObjectFunction] = {}
 
     def read(self) -> ObjectFile:
         self._read_btf()
@@ -246,8 +310,42 @@ class _Reader:
                     raise ElfError(f"a second program {code.name!r}", section=section.name, offset=code.start)
                 programs[code.name] = self._program(code, license)
         return ObjectFile(
-            self.raw.byteorder, license, programs, self.maps, tuple(names), self.btf, tuple(self.notes)
+            self.raw.byteorder,
+            license,
+            programs,
+            self.maps,
+            tuple(names),
+            self.btf,
+            tuple(self.notes),
+            {
+                code.name: self.function(code)
+                for section, codes in self.code.items()
+                for code in reversed(codes)
+                if self.raw.sections[section].name == ".text"
+            },
         )
+
+    def function(self, code: _Code) -> ObjectFunction:
+        """The function as programs written here may call it, the same object each time."""
+        if id(code) not in self.written:
+            arguments: tuple[str, ...] = ()
+            infos = _within(self.ext.func_info.get(code.section.name, []), code)
+            if infos and self.btf is not None and self.btf.type(infos[0].type_id).kind == Kind.FUNC:
+                proto = self.btf.resolve(self.btf.type(infos[0].type_id).type_id)
+                if proto.kind == Kind.FUNC_PROTO:
+                    names = [param.name for param in proto.params][:5]
+                    arguments = tuple(name or f"arg{number}" for number, name in enumerate(names, 1))
+            self.written[id(code)] = ObjectFunction(code, self, arguments)
+        return self.written[id(code)]
+
+    def location(self, code: _Code, slot: int) -> SourceLocation | None:
+        """The source line of the instruction in a *slot* of a function."""
+        lines = self.ext.line_info.get(code.section.name, [])
+        at = code.start + slot * SLOT_SIZE
+        index = bisect.bisect_right(lines, at, key=lambda line: line.insn_off) - 1
+        if index < 0 or lines[index].insn_off < code.start or self.btf is None:
+            return None
+        return _line(self.btf, lines[index], code.name)
 
     # Types.
     def _read_btf(self) -> None:

@@ -17,7 +17,7 @@ from loader.errors import BpfError
 from loader.objects import Program
 from pybpfasm.asm import Asm
 from pybpfasm.core import CoreError, core_exists, core_load, core_size, kfunc
-from pybpfasm.elf import write_object
+from pybpfasm.elf import read_object, write_object
 from pybpfasm.kernel.context import SkBuff
 from pybpfasm.kernel.enums import Helper, MapType
 from pybpfasm.layout import S32, U8, U32, U64, Bytes, Pointer, Struct
@@ -147,6 +147,26 @@ def test_questions_to_this_kernel() -> None:
         assert loaded.test_run(bytes(64)).retval == 77
         seen = maps[".bss"].lookup(0)
         assert seen.runs > 0 and seen.last == task.size
+
+
+def test_a_function_of_c_is_called_from_python() -> None:
+    path = Path(__file__).parent.parent / "data" / "elf" / "subprograms_v3.o"
+    mix = read_object(path.read_bytes()).function("mix")
+
+    @sched_cls()
+    def calls_c(b: Asm, ctx: SkBuff) -> None:
+        b.r2 = ctx.len
+        b.r1 = 7
+        b.call(mix)
+        b.exit()
+
+    def rotate(value: int, by: int) -> int:
+        return (value << by | value >> 32 - by) & 0xFFFFFFFF
+
+    with Program.load(calls_c.build()) as loaded:
+        for n in (20, 77):
+            a = rotate(7 ^ n, 7) * 0x9E3779B1 & 0xFFFFFFFF
+            assert loaded.test_run(bytes(n)).retval == (rotate(a, 13) + n) & 0xFFFFFFFF
 
 
 JUMPS = MapSpec("jumps", MapType.PROG_ARRAY, U32(), 4, 3, initial=((0, "short"), (2, "long")))

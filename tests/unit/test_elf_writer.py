@@ -378,6 +378,41 @@ def test_linked_with_what_clang_made() -> None:
     assert set(found.maps) == {"per_cpu", "sized", "connections_by_address", "flows"}
 
 
+def test_functions_of_c_are_called_from_python() -> None:
+    theirs = read_object((DATA / "subprograms_v3.o").read_bytes())
+    mix = theirs.function("mix")
+    assert mix.arguments == ("a", "b") and mix == theirs.function("mix") != theirs.function("rotate")
+
+    @sched_cls()
+    def calls_c(b: Asm, ctx: SkBuff) -> None:
+        b.r1 = 1
+        b.r2 = 2
+        b.call(mix)
+        b.exit()
+
+    for _ in range(2):  # the functions are not changed by being called
+        program = calls_c.build()
+        assert [f.name for f in program.functions] == ["calls_c", "mix", "rotate"]
+        starts = {f.slot for f in program.functions}
+        slot = 0
+        for insn in program.instructions:
+            if insn.opcode == 0x85:
+                assert slot + insn.imm + 1 in starts
+            slot += insn.slots
+    where = program.location(program.functions[1].slot)
+    assert where is not None and (where.filename, where.function) == ("subprograms.c", "mix")
+    assert "static __noinline __u32 mix" in where.text or "rotate(" in where.text
+    assert len(program.func_info()) == 24 and "@ subprograms.c:" in program.listing()
+    found = read_object(write_object([program, *theirs.programs.values()]))
+    assert found.program("calls_c").code() == program.code()
+    with pytest.raises(ElfError, match="no function 'mixx' in the object; did you mean 'mix'"):
+        theirs.function("mixx")
+    with pytest.raises(ElfError, match="takes no settings"):
+        mix.bind(1)
+    with pytest.raises(ElfError, match="mix is little-endian, the program big-endian"):
+        calls_c.build_for("big")
+
+
 def test_big_endian() -> None:
     data = write_object([ingress.build_for("big"), egress.build_for("big")])
     assert data[5] == 2
