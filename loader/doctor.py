@@ -61,6 +61,10 @@ _WITHOUT: Final[dict[Feature, tuple[Verdict, str]]] = {
         Verdict.NOTE,
         "acceleration cannot tell network namespaces apart: name Envoy's own --cgroup",
     ),
+    Feature.NETNS_COOKIE_SOCKOPT: (
+        Verdict.NOTE,
+        "getsockopt cannot tell network namespaces apart: name Envoy's own --cgroup",
+    ),
     Feature.SKC_LOOKUP_TC: (Verdict.BAD, "collisions of connections cannot be seen: use a kernel from 5.2"),
     Feature.TIMER: (Verdict.NOTE, "connections that just stop stay in the flow map until `down`"),
     Feature.BTF_INFO: (Verdict.NOTE, "the kernel does not show Python lines"),

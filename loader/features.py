@@ -88,6 +88,7 @@ class Feature(Enum):
     SOCKMAP_LINK = "links on a sockhash (6.10)"
     NETNS_COOKIE_SK_MSG = "get_netns_cookie in sk_msg (5.15)"
     NETNS_COOKIE_SOCK_OPS = "get_netns_cookie in sock_ops (5.15)"
+    NETNS_COOKIE_SOCKOPT = "get_netns_cookie in cgroup/getsockopt (5.15)"
     SK_STORAGE_SK_MSG = "socket storage in sk_msg (5.8)"
     PROBE_READ_SK_MSG = "probe_read_kernel in sk_msg (5.8)"
     SKC_LOOKUP_TC = "skc_lookup_tcp in tc (5.2)"
@@ -373,6 +374,9 @@ _PROBES: dict[Feature, Callable[[], _Answer]] = {
     Feature.SOCKMAP_LINK: _sockmap_link,
     Feature.NETNS_COOKIE_SK_MSG: lambda: _helper(ProgType.SK_MSG, Helper.get_netns_cookie),
     Feature.NETNS_COOKIE_SOCK_OPS: lambda: _helper(ProgType.SOCK_OPS, Helper.get_netns_cookie),
+    Feature.NETNS_COOKIE_SOCKOPT: lambda: _helper(
+        ProgType.CGROUP_SOCKOPT, Helper.get_netns_cookie, AttachType.CGROUP_GETSOCKOPT
+    ),
     Feature.SK_STORAGE_SK_MSG: _sk_storage,
     Feature.PROBE_READ_SK_MSG: lambda: _helper(ProgType.SK_MSG, Helper.probe_read_kernel),
     Feature.SKC_LOOKUP_TC: lambda: _helper(ProgType.SCHED_CLS, Helper.skc_lookup_tcp),

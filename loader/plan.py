@@ -231,7 +231,7 @@ def _probe(request: Request, mode: modes.Mode, warnings: list[str]) -> tuple[Set
                 hint="do without it: --no-accelerate",
             ) from None
     timers = has(Feature.TIMER)
-    cookie = has(Feature.NETNS_COOKIE_SK_MSG, Feature.NETNS_COOKIE_SOCK_OPS)
+    cookie = has(Feature.NETNS_COOKIE_SK_MSG, Feature.NETNS_COOKIE_SOCK_OPS, Feature.NETNS_COOKIE_SOCKOPT)
     if not timers:
         warnings.append(
             "this kernel has no timers in maps (5.15): entries of connections that just stop stay in "

@@ -303,6 +303,7 @@ def test_a_kernel_without_tcx(site: Site, monkeypatch: pytest.MonkeyPatch) -> No
     [
         (Feature.TIMER, "timers", "this kernel has no timers in maps"),
         (Feature.NETNS_COOKIE_SK_MSG, "netns_cookie", "this kernel has no netns cookie"),
+        (Feature.NETNS_COOKIE_SOCKOPT, "netns_cookie", "this kernel has no netns cookie"),
         (Feature.COARSE_CLOCK, "coarse_clock", ""),
     ],
 )
