@@ -9,6 +9,8 @@ one with ``--debug``. What a command needs is imported when it runs, so that ``u
 from __future__ import annotations
 
 import argparse
+import errno
+import io
 import os
 import sys
 import time
@@ -176,6 +178,13 @@ def _parser() -> tuple[Parser, dict[str, argparse.ArgumentParser]]:
 
     down = command("down", "remove what up made")
     _add_instance(down)
+    down.add_argument(
+        "--drain",
+        type=_seconds,
+        default=0.0,
+        metavar="SECONDS",
+        help="first let connections end, for so long at most; new ones go to the application meanwhile",
+    )
     down.add_argument("--json", action="store_true", help="print facts as JSON")
 
     status = command("status", "what is attached, what it did, and what is not as it should be")
@@ -358,10 +367,24 @@ def _dry_run(request: Request, arguments: argparse.Namespace) -> int:
     return DONE
 
 
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds <= 86400:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds: write 30, at most 86400")
+    return seconds
+
+
 def _down(arguments: argparse.Namespace) -> int:
     from loader.instance import down
 
-    result = down(arguments.name, arguments.bpffs)
+    def tell(live: int) -> None:
+        if not arguments.json:
+            print(f"draining: {live} connection(s) left", flush=True)
+
+    result = down(arguments.name, arguments.bpffs, drain=arguments.drain, tell=tell)
     if arguments.json:
         _print_json({"name": result.name, "changed": result.changed})
     elif result.changed:
@@ -387,12 +410,12 @@ def _status(arguments: argparse.Namespace) -> int:
     if arguments.watch <= 0:
         raise UsageError("--watch takes a number of seconds above 0", hint="write --watch 1")
     while True:
-        if not arguments.json and sys.stdout.isatty():
+        if not arguments.json and sys.stdout is not None and sys.stdout.isatty():
             print("\x1b[H\x1b[2J", end="")
         code = _status_once(arguments)
         if code != DONE:
             return code
-        sys.stdout.flush()
+        print(end="", flush=True)
         time.sleep(arguments.watch)
 
 
@@ -516,12 +539,25 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(error, PybpfasmError):
             say(f"error: {error}")
             return FAILED
+        if isinstance(error, OSError) and error.errno in _OUTPUT_FAILS and error.filename is None:
+            _give_up_output()
+            say(f"error: the output cannot be written: {error.strerror}\n  `{PROG} status` shows what is up")
+            return FAILED
         command = next((word for word in words if word in COMMANDS), "")
         say(
             f"error: internal error in {PROG} {command}: {type(error).__name__}: {error}".rstrip()
             + f"\n  this is a defect: please report it with what `{PROG} --debug {' '.join(words)}` prints"
         )
         return FAILED
+
+
+# The errno values with which a write to a file of somebody's choice fails.
+_OUTPUT_FAILS: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+
+
+def _give_up_output() -> None:
+    """Let what is left in the buffer of standard output go nowhere, now and when the interpreter ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC), 1)
 
 
 def _run(words: list[str]) -> int:

@@ -875,12 +875,13 @@ def _rank(key: str) -> int:
     return next((rank for rank, start in enumerate(_ORDER) if key.startswith(start)), len(_ORDER))
 
 
-def down(name: str, path: str | None = None) -> Result:
+def down(
+    name: str, path: str | None = None, *, drain: float = 0, tell: Callable[[int], None] = lambda live: None
+) -> Result:
     """Remove the instance of that name, in whatever state it is. ``changed`` is false if there is none.
 
-    Connections that go through Envoy break. A gentle end belongs between the two lines that find the instance
-    and dismantle it: programs that take no new connection, put there by `Holder.put`, until
-    `Mode.connections` is 0 or a deadline has come.
+    Connections that go through Envoy break, but for those that end within ``drain`` seconds; so long, new
+    ones go to the application directly. ``tell`` is called with the number of those left, when it changes.
     """
     bpffs.check_name(name)
     missing = planning.missing_capabilities(("CAP_BPF", "CAP_NET_ADMIN"))
@@ -892,7 +893,49 @@ def down(name: str, path: str | None = None) -> Result:
         directory = None if session is None else session.fs.path(name)
         if directory is None or not directory.is_dir():
             return Result(name, False)
-        return Result(name, True, directory, warnings=_dismantle(directory))
+        assert session is not None
+        warnings = _drain(directory, session, drain, tell) if drain > 0 else []
+        return Result(name, True, directory, warnings=warnings + _dismantle(directory))
+
+
+def _drain(directory: Path, session: _Session, seconds: float, tell: Callable[[int], None]) -> list[str]:
+    """Let no new connection in and wait for the others to end; return what to say of those that did not.
+
+    A signal ends the waiting, and the instance is as it was.
+    """
+    with Instance(directory) as instance, ExitStack() as undo:
+        mode, settings = instance.mode, instance.settings
+        if mode is None or settings is None:
+            return ["the instance does not say what it is, so it could not be drained"]
+        interfaces = [Interface(one.name, one.ifindex, one.link_type) for one in instance.interfaces]
+        specs = mode.programs(mode.draining(settings), interfaces)
+        fds = {spec.name: instance.maps[pin].fd for pin, spec in mode.maps(settings).items()}
+        for hook in instance.hooks():
+            old, holder = instance.programs.get(hook.program), instance.holders.get(hook.key)
+            if hook.target is not Target.INTERFACE or old is None or holder is None:
+                continue
+            with Program.load(specs[hook.program], fds) as new:
+                try:
+                    holder.put(new, old)
+                except LoaderError:
+                    continue  # detached, by whomever: there is nothing to drain
+                undo.callback(_end_draining, holder, old, new.id)
+        deadline, before = time.monotonic() + seconds, -1
+        while (live := mode.live(instance.maps)) and time.monotonic() < deadline:
+            if live != before:
+                tell(live)
+                before = live
+            session.checkpoint()
+            time.sleep(0.05)
+        undo.pop_all()
+        if live:
+            return [f"{live} connection(s) had not ended after {seconds:g} s and are reset"]
+        return []
+
+
+def _end_draining(holder: Holder, old: Program, new_id: int) -> None:
+    with contextlib.suppress(LoaderError), Program.from_id(new_id) as new:
+        holder.put(old, new)
 
 
 def _dismantle(directory: Path) -> list[str]:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["document", "hook_place", "render"]
 
+WIDTH = 100  # columns that the tables may need
 # Maps whose entries cannot be counted from outside.
 _UNCOUNTED = frozenset({MapType.SK_STORAGE, MapType.ARRAY, MapType.PERCPU_ARRAY})
 
@@ -164,9 +165,12 @@ def render(status: Mapping[str, Any], console: Console | None = None) -> None:
     """Print the document for people."""
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     out = console or Console(highlight=False)
+    if console is None and out.width < WIDTH:
+        out.width = WIDTH  # a line that wraps can be read, a name that is cut cannot
 
     def table(title: str, *columns: str) -> Table:
         return Table(*columns, title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
@@ -177,7 +181,8 @@ def render(status: Mapping[str, Any], console: Console | None = None) -> None:
         out.print(
             f": ports {settings['ports']} on {', '.join(settings['interfaces'])} to Envoy on "
             f"{settings['envoy_port']}, mark {settings['mark']}, "
-            f"{'accelerated' if settings['accelerate'] else 'not accelerated'}"
+            f"{'accelerated' if settings['accelerate'] else 'not accelerated'}",
+            markup=False,
         )
         out.print(f"cgroup {settings['cgroup']}, pinned at {status['path']}", markup=False)
     else:
@@ -201,7 +206,7 @@ def render(status: Mapping[str, Any], console: Console | None = None) -> None:
         runs = program["run_count"] if program else 0
         hooks.add_row(
             hook["hook"],
-            hook_place(hook),
+            escape(hook_place(hook)),
             hook["method"],
             f"{program['name']} {program['id']}" if program else "",
             str(runs) if runs else "",
@@ -210,7 +215,7 @@ def render(status: Mapping[str, Any], console: Console | None = None) -> None:
         )
         for other in hook.get("beside", ()):
             hooks.add_row(
-                "", "", "", f"{other['name']} {other['program_id']}", "", "", f"{other['runs']} ours"
+                "", "", "", escape(f"{other['name']} {other['program_id']}"), "", "", f"{other['runs']} ours"
             )
     out.print(hooks)
     counters = table("Counters", "hook", "what", "number")

@@ -125,7 +125,8 @@ class Settings:
     entry outlives its last packet: before the handshake is complete, once the connection has ended, and in
     between. ``timers``, ``coarse_clock`` and ``netns_cookie`` are what the kernel offers, found by probing.
     ``netns`` is the cookie of the network namespace whose interfaces the instance is attached to (0: not
-    known); programs that hang on a cgroup leave sockets of other namespaces alone.
+    known); programs that hang on a cgroup leave sockets of other namespaces alone. ``new_flows`` is false
+    while the instance drains: connections that begin then go to the application, known ones on to Envoy.
     """
 
     ports: Ports
@@ -141,6 +142,7 @@ class Settings:
     coarse_clock: bool = True
     netns_cookie: bool = True
     netns: int = 0
+    new_flows: bool = True
 
     def __post_init__(self) -> None:
         if not 1 <= self.envoy_port <= MAX_PORT:

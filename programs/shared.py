@@ -121,6 +121,7 @@ class IngressCounters(Struct, kernel_name="ingress_counters"):
     passed_marked = U64()
     passed_without_flow = U64()
     passed_forwarded = U64()
+    passed_draining = U64()
     dropped_map_full = U64()
     dropped_tuple_in_use = U64()
     dropped_direct = U64()

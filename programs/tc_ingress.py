@@ -120,28 +120,23 @@ def tc_ingress(b: Asm, ctx: SkBuff, settings: Settings, interface: Interface) ->
     b.label("direct")
     to_envoy_itself(b, ctx, settings, interface, key)
 
-    for label, counter in (
-        ("marked", counters.passed_marked),
-        ("without_flow", counters.passed_without_flow),
-    ):
-        b.label(label)
-        count(b, counter)
-        b.ret(TcxAction.NEXT)
+    passed = {"marked": counters.passed_marked, "without_flow": counters.passed_without_flow}
+    dropped = {"rewrite_failed": counters.dropped_rewrite_failed}
+    if settings.new_flows:
+        dropped["map_full"] = counters.dropped_map_full
+    else:
+        passed["draining"] = counters.passed_draining
+    if settings.new_flows and not interface.loopback:
+        passed["forwarded"] = counters.passed_forwarded
+    if settings.new_flows or interface.loopback:
+        dropped["tuple_in_use"] = counters.dropped_tuple_in_use
     if not interface.loopback:
-        b.label("forwarded")
-        count(b, counters.passed_forwarded)
-        b.ret(TcxAction.NEXT)
-        b.label("refuse_direct")
-        count(b, counters.dropped_direct)
-        b.ret(TcxAction.DROP)
-    for label, counter in (
-        ("map_full", counters.dropped_map_full),
-        ("tuple_in_use", counters.dropped_tuple_in_use),
-        ("rewrite_failed", counters.dropped_rewrite_failed),
-    ):
-        b.label(label)
-        count(b, counter)
-        b.ret(TcxAction.DROP)
+        dropped["refuse_direct"] = counters.dropped_direct
+    for verdict, exits in ((TcxAction.NEXT, passed), (TcxAction.DROP, dropped)):
+        for label, counter in exits.items():
+            b.label(label)
+            count(b, counter)
+            b.ret(verdict)
 
     b.label("malformed")
     # It may be for an intercepted port, and what can't be read must not reach the application.
@@ -158,7 +153,8 @@ def tc_ingress(b: Asm, ctx: SkBuff, settings: Settings, interface: Interface) ->
 def new_flow(b: Asm, ctx: SkBuff, settings: Settings, interface: Interface, key: FlowKey, port: Mem) -> None:
     """A SYN for an intercepted port, its TCP header at r7, the flow known for its tuple, or 0, in r0.
 
-    Jumps to ``rewrite``, ``forwarded``, ``tuple_in_use`` or ``map_full``.
+    Goes on where the flow is new and known now. Jumps to ``rewrite``, ``forwarded``, ``draining``,
+    ``tuple_in_use`` or ``map_full``.
     """
     value = b.stack(TimedFlowValue) if settings.timers else b.stack(FlowValue)
     b.zero(value)
@@ -181,11 +177,20 @@ def new_flow(b: Asm, ctx: SkBuff, settings: Settings, interface: Interface, key:
             is_over(b, "reopened")
             b.goto("rewrite")
             b.label("reopened")
-            flow.state = 0
-            if settings.timers:
-                start_timer(b, TimedFlowValue(b.r7), settings.handshake_seconds)
-            b.goto("rewrite")
+            if settings.new_flows:
+                flow.state = 0
+                if settings.timers:
+                    start_timer(b, TimedFlowValue(b.r7), settings.handshake_seconds)
+                b.goto("rewrite")
+            else:  # or the rest of this connection would be translated for the ended one's sake
+                b.r1 = maps(settings).flows
+                b.lea(b.r2, key)
+                b.call(Helper.map_delete_elem)
+                b.goto("draining")
 
+    if not settings.new_flows:
+        b.goto("draining")
+        return
     if not interface.loopback:
         is_forwarded(b, ctx, key, "forwarded")
     in_use(b, ctx, settings, key, "tuple_in_use")

@@ -88,6 +88,14 @@ class Mode(Protocol):
         """Return how many connections depend on these maps now."""
         ...
 
+    def draining(self, settings: Settings) -> Settings:
+        """Return the settings under which the programs take no new connection and go on with the others."""
+        ...
+
+    def live(self, maps: Mapping[str, Map]) -> int:
+        """Return how many connections have not ended yet."""
+        ...
+
     def counters(self, maps: Mapping[str, Map]) -> dict[str, dict[str, int]]:
         """Return the counters by kind of hook and name, summed over the CPUs."""
         ...

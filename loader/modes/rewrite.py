@@ -9,6 +9,7 @@ they send from socket to socket.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Final
 
 from loader.features import Feature
@@ -18,7 +19,7 @@ from loader.objects import Map
 from programs import getsockopt, sk_msg, sockops, tc_egress, tc_ingress
 from programs.packet import Interface as Link
 from programs.settings import Settings
-from programs.shared import Counters, maps
+from programs.shared import FLOW_BOTH_FINS, FLOW_RESET, Counters, maps
 from pybpfasm.kernel.enums import AttachType
 from pybpfasm.layout import Record
 from pybpfasm.maps import MapSpec
@@ -114,6 +115,16 @@ class Rewrite:
     def connections(self, maps: Mapping[str, Map]) -> int:
         """Return the number of entries in the flow map, or of enrolled sockets if there are more."""
         return max(maps[name].count() if name in maps else 0 for name in ("flows", "sockets"))
+
+    def draining(self, settings: Settings) -> Settings:
+        """Return settings without new flows."""
+        return replace(settings, new_flows=False)
+
+    def live(self, maps: Mapping[str, Map]) -> int:
+        """Return the number of flows without a reset and without both FINs."""
+        flows = maps["flows"].values() if "flows" in maps else ()
+        ended = (FLOW_RESET, FLOW_BOTH_FINS)
+        return sum(not any(flow.state & bits == bits for bits in ended) for flow in flows)
 
     def counters(self, maps: Mapping[str, Map]) -> dict[str, dict[str, int]]:
         """Return `Counters`, added up."""

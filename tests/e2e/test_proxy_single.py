@@ -3,14 +3,20 @@
 
 from __future__ import annotations
 
+import signal
 import socket
+import subprocess
+import sys
+import threading
 import time
 from collections.abc import Iterator
 from functools import partial
+from typing import Any
 
 import pytest
 
 from loader.playground import SERVER, SERVER6, Playground
+from loader.process import Place, spawn
 from tests.e2e import host, traffic
 from tests.e2e.proxy import Proxy
 
@@ -166,3 +172,57 @@ def test_envoy_dies_and_comes_back(busy: Playground) -> None:
             busy.client.connect(SERVER, HTTP, timeout=2)
         with busy.start_envoy("original-dst"):
             assert busy.client.call(partial(traffic.get, SERVER, HTTP))["status"] == 200
+
+
+def test_down_drains(busy: Playground) -> None:
+    """A connection through Envoy lives to its end; one that begins meanwhile goes to the application."""
+    with busy.start_envoy("original-dst-tcp"), Proxy(busy, ports=f"{HTTP},{ECHO}") as proxy:
+        held = busy.client.connect(SERVER, ECHO)
+        held.sendall(b"before")
+        assert held.recv(100) == b"before"
+        down = threading.Thread(target=proxy.down, args=("--drain", "60"))
+        down.start()
+        try:
+            answer: dict[str, Any] = {}
+            deadline = time.monotonic() + 30
+            while tuple(answer.get("peer", ())) != tuple(answer.get("sockname", (0,))):
+                assert time.monotonic() < deadline, "new connections still go to Envoy"
+                answer = busy.client.call(partial(traffic.get, SERVER, HTTP))
+            assert down.is_alive(), "down did not wait for the connection"
+            assert proxy.counters()["ingress"]["passed_draining"] > 0
+            held.sendall(b"meanwhile")
+            assert held.recv(100) == b"meanwhile"
+            held.shutdown(socket.SHUT_WR)
+            assert len(held.recv(100, socket.MSG_WAITALL)) == 32  # the application's hash of what it received
+        finally:
+            held.close()
+            down.join()
+
+
+def test_draining_ends_at_its_time(busy: Playground) -> None:
+    with busy.start_envoy("original-dst-tcp"), Proxy(busy, ports=str(ECHO)) as proxy:
+        with busy.client.connect(SERVER, ECHO) as held:
+            held.sendall(b"x")
+            assert held.recv(1) == b"x"
+            done = proxy.down("--drain", "0.3")
+        assert "draining: 1 connection(s) left" in done.stdout
+        assert "1 connection(s) had not ended after 0.3 s" in done.stderr
+
+
+def test_an_interrupted_drain_changes_nothing(busy: Playground) -> None:
+    with busy.start_envoy("original-dst-tcp"), Proxy(busy, ports=f"{HTTP},{ECHO}") as proxy:
+        before = proxy.status()["hooks"]
+        with busy.client.connect(SERVER, ECHO) as held:
+            held.sendall(b"x")
+            assert held.recv(1) == b"x"
+            argv = [sys.executable, "-m", "loader", "down", "--drain", "60", "--name", proxy.name]
+            place = Place(mntns=busy.mntns)
+            process = spawn(argv, place, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+            assert process.stdout is not None
+            assert process.stdout.readline() == "draining: 1 connection(s) left\n"
+            process.send_signal(signal.SIGINT)
+            _, error = process.communicate(timeout=30)
+            assert "interrupted" in error
+            assert proxy.status()["hooks"] == before
+            held.sendall(b"y")
+            assert held.recv(1) == b"y"
