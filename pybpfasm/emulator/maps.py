@@ -189,6 +189,8 @@ class Map:
         """Store a value; raises `MapError` with the kernel's errno."""
         if self.frozen:
             raise MapError(self.name, "frozen", errnos.EPERM)
+        if flags & BPF_F_LOCK and not any(name == "bpf_spin_lock" for _, _, name in self.guards):
+            raise MapError(self.name, "BPF_F_LOCK for values without a spin lock", EINVAL)
         error = self._set(self._key(key), value, flags)
         if error:
             raise MapError(self.name, f"update of {key!r}", -error)

@@ -8,6 +8,7 @@ from typing import Final
 from pybpfasm.emulator import checksum
 from pybpfasm.emulator.context import Skb, Xdp, socket_at, socket_pointer
 from pybpfasm.emulator.errnos import (
+    EACCES,
     EAFNOSUPPORT,
     EFAULT,
     EINVAL,
@@ -248,7 +249,7 @@ def csum_level(run: Run, context: int, level: int) -> int:
     """-EACCES where the hardware has verified nothing; else 0."""
     skb = run.is_context(context, Skb)
     if skb.checksum != "unnecessary":
-        return -13
+        return -EACCES
     if level == 3:  # BPF_CSUM_LEVEL_RESET
         skb.checksum = "none"
     return 0 if level <= 3 else -EINVAL
@@ -435,18 +436,17 @@ def redirect_map(run: Run, map: int, key: int, flags: int) -> int:
 
 # --- XDP. ---
 
-
-def _delta(value: int) -> int:
-    return s32(value)
+# struct xdp_frame, which the kernel keeps at the start of the headroom.
+_FRAME: Final = 40
 
 
 @helper(Helper.xdp_adjust_head)
 def xdp_adjust_head(run: Run, context: int, delta: int) -> int:
     """Move the frame's start."""
     xdp = run.is_context(context, Xdp)
-    by = _delta(delta)
+    by = s32(delta)
     xdp.sync()
-    if -by > xdp.headroom - len(xdp.meta) or len(xdp.data) - by < 14:
+    if -by > xdp.headroom - _FRAME - len(xdp.meta) or len(xdp.data) - by < 14:
         result = -EINVAL
     else:
         result = 0
@@ -463,7 +463,7 @@ def xdp_adjust_head(run: Run, context: int, delta: int) -> int:
 def xdp_adjust_tail(run: Run, context: int, delta: int) -> int:
     """Move the frame's end; new bytes are zeros."""
     xdp = run.is_context(context, Xdp)
-    by = _delta(delta)
+    by = s32(delta)
     xdp.sync()
     if by > xdp.tailroom or len(xdp.data) + by < 14:
         result = -EINVAL
@@ -482,11 +482,13 @@ def xdp_adjust_tail(run: Run, context: int, delta: int) -> int:
 def xdp_adjust_meta(run: Run, context: int, delta: int) -> int:
     """Move the start of the metadata, which is at most 252 bytes in words."""
     xdp = run.is_context(context, Xdp)
-    by = _delta(delta)
+    by = s32(delta)
     xdp.sync()
     length = len(xdp.meta) - by
-    if length < 0 or length % 4 or length > 252 or length > xdp.headroom:
-        result = -13 if 0 <= length <= xdp.headroom else -EINVAL
+    if not 0 <= length <= xdp.headroom - _FRAME:
+        result = -EINVAL
+    elif length % 4 or length > 252:
+        result = -EACCES
     else:
         result = 0
         if by < 0:
@@ -509,7 +511,9 @@ def xdp_load_bytes(run: Run, context: int, offset: int, to: int, size: int) -> i
     xdp = run.is_context(context, Xdp)
     xdp.sync()
     offset, size = offset & U32, size & U32
-    if offset > 0xFFFF or size > 0xFFFF or offset + size > len(xdp.data):
+    if offset > 0xFFFF or size > 0xFFFF:
+        return -EFAULT
+    if offset + size > len(xdp.data):
         return -EINVAL
     run.write(to, bytes(xdp.data[offset : offset + size]), "the buffer")
     return 0
@@ -521,7 +525,9 @@ def xdp_store_bytes(run: Run, context: int, offset: int, source: int, size: int)
     xdp = run.is_context(context, Xdp)
     xdp.sync()
     offset, size = offset & U32, size & U32
-    if offset > 0xFFFF or size > 0xFFFF or offset + size > len(xdp.data):
+    if offset > 0xFFFF or size > 0xFFFF:
+        return -EFAULT
+    if offset + size > len(xdp.data):
         return -EINVAL
     xdp.data[offset : offset + size] = run.read(source, size, "the source")
     xdp.moved(run, "xdp_store_bytes")

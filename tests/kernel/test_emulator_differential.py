@@ -14,9 +14,11 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 
+from loader.errors import BpfError
 from loader.objects import Map, Program, possible_cpus
 from loader.sys import (
     btf_load,
@@ -31,13 +33,14 @@ from programs.settings import Ports, Settings
 from programs.tc_egress import tc_egress
 from programs.tc_ingress import tc_ingress
 from pybpfasm import isa
-from pybpfasm.emulator import Emulator, EmulatorFault, Skb
+from pybpfasm.emulator import Emulator, EmulatorFault, MapError, Skb, Xdp
 from pybpfasm.emulator.conformance import bare
 from pybpfasm.emulator.host import Segment
 from pybpfasm.errors import PybpfasmError
 from pybpfasm.instruction import Instruction
 from pybpfasm.kernel.context import SkBuff
-from pybpfasm.kernel.enums import MapType, ProgType
+from pybpfasm.kernel.enums import BPF_F_NO_PREALLOC, MapType, ProgType
+from pybpfasm.layout import U32, U64, Bytes, Struct
 from pybpfasm.maps import MapSpec
 from pybpfasm.net import TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN
 from pybpfasm.text import assemble
@@ -291,6 +294,121 @@ def test_an_array_of_each_cpu_takes_the_flags_that_programs_give() -> None:
     kernel = in_kernel(program, possible_cpus())
     assert kernel.runs[0].value == 2**32 - 7
     assert in_emulator(program, "interpret", possible_cpus()) == kernel
+
+
+class Prefix(Struct):
+    """A key of a trie."""
+
+    length = U32()
+    data = Bytes(4)
+
+
+# Operations of user space on maps of every type that both have: the same results and errno values.
+_MAP_SPECS = (
+    MapSpec("hash", MapType.HASH, U32(), U64(), 3),
+    MapSpec("sparse", MapType.HASH, U32(), U64(), 3, flags=BPF_F_NO_PREALLOC),
+    MapSpec("array", MapType.ARRAY, U32(), U64(), 3),
+    MapSpec("percpu", MapType.PERCPU_HASH, U32(), U64(), 3),
+    MapSpec("counters", MapType.PERCPU_ARRAY, U32(), U64(), 3),
+    MapSpec("queue", MapType.QUEUE, None, U64(), 3),
+    MapSpec("stack", MapType.STACK, None, U64(), 3),
+    MapSpec("trie", MapType.LPM_TRIE, Prefix, U64(), 3, flags=BPF_F_NO_PREALLOC),
+    MapSpec("lru", MapType.LRU_HASH, U32(), U64(), 4096),
+)
+
+
+def _attempt(one: object, method: str, arguments: tuple[Any, ...]) -> object:
+    """What a map's method returns, or its errno."""
+    try:
+        found: object = getattr(one, method)(*arguments)
+        return found
+    except (MapError, BpfError) as error:
+        return ("errno", error.errno)
+
+
+@pytest.mark.parametrize("spec", _MAP_SPECS, ids=lambda spec: spec.name)
+def test_map_operations(spec: MapSpec) -> None:
+    rng = random.Random(SEED)
+    ours = Emulator(cpus=possible_cpus()).map(spec)
+    keyed = spec.key_size > 0
+    errors: Counter[object] = Counter()
+    with Map.create(spec) as kernels:
+        for number in range(600):
+            key: Any = b""
+            if spec.type is MapType.LPM_TRIE:
+                data = bytes([rng.choice((10, 11)), rng.choice((0, 128)), 0, rng.choice((0, 1))])
+                key = rng.choice((0, 7, 8, 9, 31, 32, 33)).to_bytes(4, "little") + data
+            elif keyed:
+                key = rng.randrange(5)
+            kind = rng.choice(("update", "lookup", "delete") if keyed else ("update", "lookup", "pop"))
+            arguments: tuple[Any, ...] = (key,)
+            if kind == "update":
+                arguments = (key, rng.getrandbits(64), rng.choice((0, 0, 0, 1, 2, 3, 4, 5, 8)))
+            elif kind == "pop":
+                arguments = ()
+            results = [_attempt(one, kind, arguments) for one in (ours, kernels)]
+            assert results[0] == results[1], (number, kind, key)
+            errors[results[0] if isinstance(results[0], tuple) else "fine"] += 1
+        if keyed:
+            assert sorted(map(repr, ours.keys())) == sorted(map(repr, kernels.keys()))
+    assert errors["fine"] > 100 and len(errors) > 2, errors
+
+
+# Helpers of XDP programs, which the random programs do not call.
+@pytest.mark.parametrize(
+    "body",
+    [
+        *[f"r2 = {by}\ncall bpf_xdp_adjust_head" for by in (4, 20, -8, -200, -216, -217, -256, 50, 51, 64)],
+        *[f"r2 = {by}\ncall bpf_xdp_adjust_tail" for by in (4, -4, -20, -50, -51, 100, 4000)],
+        *[f"r2 = {by}\ncall bpf_xdp_adjust_meta" for by in (-4, -8, -6, 4, 0, -216, -220, -252, -256)],
+        "call bpf_xdp_get_buff_len",
+        *[
+            f"r2 = {at}\nr3 = r10\nr3 += -16\nr4 = {size}\ncall bpf_xdp_{what}_bytes"
+            for what in ("load", "store")
+            for at, size in ((0, 16), (48, 16), (49, 16), (63, 1), (64, 1), (65536, 4))
+        ],
+        "r1 = 3\nr2 = 0\ncall bpf_redirect",
+        "r1 = 3\nr2 = 1\ncall bpf_redirect",
+    ],
+)
+def test_xdp_helpers(body: str) -> None:
+    """The result and the frame; of the metadata, how long it is."""
+    spec = bare(
+        assemble(
+            f"""
+            *(u64 *)(r10 -16) = 0x1234567
+            *(u64 *)(r10 -8) = 0x7654321
+            r6 = r1
+            {body}
+            r7 = r0
+            r2 = *(u32 *)(r6 +0)
+            r3 = *(u32 *)(r6 +8)
+            r2 -= r3
+            r7 <<= 8
+            r7 += r2
+            r7 ^= r2
+            r1 = *(u64 *)(r10 -16)
+            r7 += r1
+            r0 = r7
+            exit
+            """
+        ),
+        "found",
+    )
+    spec.type = ProgType.XDP
+    spec.license = "GPL"
+    packet = bytes(range(64))
+    loaded = prog_load(spec.type, spec.code(), license="GPL", log_level=1, log_size=1 << 16)
+    assert loaded.fd >= 0, loaded.log
+    try:
+        value, out, _, _ = prog_test_run(loaded.fd, data=packet, data_out_size=4096)
+    finally:
+        os.close(loaded.fd)
+    for engine in ("interpret", "translate"):
+        result = Emulator(engine=engine).load(spec).run(Xdp(packet))
+        assert isinstance(result.context, Xdp)
+        # The test run gives the metadata before the frame.
+        assert (result.value, bytes(result.context.meta) + result.packet) == (value, out)
 
 
 # The proxy's own programs: the same packets, one after the other, in both.
