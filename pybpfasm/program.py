@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Concatenate, Final, Generic, ParamSpec, Self, 
 
 from pybpfasm import isa
 from pybpfasm.asm import Asm
+from pybpfasm.check.early import refuse
 from pybpfasm.errors import AsmError, SourceLocation
 from pybpfasm.instruction import Instruction
 from pybpfasm.kernel.context import SkBuff, SkLookup, SkMsgMd, SockAddr, SockOps, SockOpt, XdpMd
@@ -400,8 +401,10 @@ class Template(Generic[P]):
         name: str,
         license: str,
         prog_flags: int,
+        check: bool = True,
     ) -> None:
         self._function = function
+        self._check = check
         self.type = type
         self.attach_type = attach_type
         self.context = context
@@ -445,7 +448,7 @@ class Template(Generic[P]):
                 if isinstance(insn.reference, Subprogram):
                     insn.imm = entries[insn.reference] - at - 1
                 at += 2 if insn.opcode == isa.LD_IMM64 else 1
-        return ProgramSpec(
+        spec = ProgramSpec(
             self.name,
             self.type,
             self.attach_type,
@@ -455,6 +458,9 @@ class Template(Generic[P]):
             byteorder,
             self.prog_flags,
         )
+        if self._check:
+            refuse(spec)
+        return spec
 
 
 class Kind(Generic[C]):
@@ -473,12 +479,14 @@ class Kind(Generic[C]):
         name: str | None = None,
         license: str = DEFAULT_LICENSE,
         prog_flags: int = 0,
+        check: bool = True,
     ) -> Callable[[Callable[Concatenate[Asm, C, P], None]], Template[P]]:
         """Declare a program.
 
         *name* (default: the function's) is what ``bpftool prog`` shows, 1 to 15 characters; *license* decides
-        which helpers the kernel allows. Raises `AsmError` for an attach type that does not go with the
-        program type.
+        which helpers the kernel allows. With *check* false, mistakes that only the kernel has to refuse (a
+        register that is not set, a field or helper that the program type does not have) are left to it.
+        Raises `AsmError` for an attach type that does not go with the program type.
         """
         if callable(attach_type):
             raise AsmError(
@@ -512,7 +520,7 @@ class Kind(Generic[C]):
                     f"program name {shown!r}: the kernel takes 1 to 15 letters, digits and '_'; give name=…",
                     resolve(capture(None, 2)),
                 )
-            return Template(function, self.type, attach_type, self.context, shown, license, prog_flags)
+            return Template(function, self.type, attach_type, self.context, shown, license, prog_flags, check)
 
         return wrap
 

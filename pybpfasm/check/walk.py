@@ -456,7 +456,7 @@ class Walk:
     @staticmethod
     def _no_arithmetic(op: int, wide: bool, left: int, right: int) -> str:
         """Why an operation with one pointer or two is none that the verifier takes."""
-        if op == Alu.SUB and left in _POINTERS and (right in _POINTERS or not wide):
+        if op == Alu.SUB and (not wide or (left in _POINTERS and right in _POINTERS)):
             return ""  # with CAP_PERFMON the result is a number
         if left in _POINTERS and right in _POINTERS:
             both = f"{_WORDS[left]} and {_WORDS[right]}"

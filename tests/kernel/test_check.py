@@ -24,6 +24,7 @@ from loader import sys as bpf_sys
 from loader.objects import Map
 from loader.verifier import parse_log
 from pybpfasm.check import Severity, check
+from pybpfasm.check.early import first_mistake
 from pybpfasm.check.rights import rights_of
 from pybpfasm.diagnosis import diagnose
 from pybpfasm.kernel.enums import AttachType, Helper, ProgType
@@ -82,6 +83,10 @@ def judge(specs: Iterable[ProgramSpec]) -> Counter[str]:
             findings = check(spec)
             errors = [finding for finding in findings if finding.severity is Severity.ERROR]
             accepted = loader.takes(spec)
+            early = first_mistake(spec.instructions, spec.type, spec.attach_type)
+            if early is not None:
+                assert not accepted, f"{early.index}: {early.message}\n{spec.listing(lines=False)}"
+                counts["at assembly"] += 1
             if accepted and errors:
                 pytest.fail(
                     "the kernel takes this program:\n"
@@ -99,6 +104,7 @@ def test_random_programs(seed: int) -> None:
     maker = random_programs.Maker(seed)
     counts = judge(maker.program() for _ in range(700))
     assert counts["accepted"] > 30 and counts["refused"] > 300  # both kinds are there
+    assert counts["at assembly"] > 100
     assert counts["as error"] > 0.85 * counts["refused"]
     assert counts["unforeseen"] < 0.05 * counts["refused"]
 

@@ -86,7 +86,7 @@ def test_statements_of_several_lines_and_other_ways_to_call() -> None:
     def decorated(b: Asm) -> None:
         b.r3 = 3  # decorated
 
-    @sched_cls()
+    @sched_cls(check=False)
     def main(b: Asm, ctx: SkBuff) -> None:
         b.If(
             (b.r2 == 1) & (b.r3 == 2)  # several lines
@@ -110,7 +110,7 @@ def test_statements_of_several_lines_and_other_ways_to_call() -> None:
 def test_blocks_belong_to_their_with() -> None:
     """The jumps that a block makes are blamed on the line of its ``with``."""
 
-    @sched_cls()
+    @sched_cls(check=False)
     def main(b: Asm, ctx: SkBuff) -> None:
         with b.If(b.r2 == 1):  # if
             b.r3 = 1  # then

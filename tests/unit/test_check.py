@@ -11,6 +11,8 @@ import pytest
 
 from pybpfasm.asm import Asm
 from pybpfasm.check import Finding, Severity, check, main
+from pybpfasm.check.early import first_mistake
+from pybpfasm.errors import AsmError
 from pybpfasm.kernel.context import SkBuff, SkMsgMd, SockOpt, XdpMd
 from pybpfasm.kernel.enums import AttachType, Helper, MapType, ProgType
 from pybpfasm.layout import U32, U64, Struct
@@ -21,7 +23,6 @@ from pybpfasm.program import (
     Template,
     cgroup_sockopt,
     sched_cls,
-    sk_msg,
     subprogram,
     xdp,
 )
@@ -204,7 +205,7 @@ def double(b: Asm) -> None:
     b.exit()
 
 
-@sched_cls(AttachType.TCX_INGRESS)
+@sched_cls(AttachType.TCX_INGRESS, check=False)
 def with_macro(b: Asm, ctx: SkBuff) -> None:
     def read_mark() -> None:
         b.r2 = ctx.mark
@@ -229,21 +230,14 @@ def test_locations_of_both_ends() -> None:
     assert any(line.startswith("  called from") and line.endswith("read_mark()") for line in shown)
 
 
-@cgroup_sockopt(AttachType.CGROUP_GETSOCKOPT)
+@cgroup_sockopt(AttachType.CGROUP_GETSOCKOPT, check=False)
 def writes_level(b: Asm, ctx: SockOpt) -> None:
     b.r2 = 1
     ctx.level = b.r2
     b.ret(1)
 
 
-@sk_msg()
-def redirects(b: Asm, ctx: SkMsgMd) -> None:
-    b.r6 = ctx.sk
-    b.r0 = b.u32[b.r6 + 4]
-    b.exit()
-
-
-@xdp()
+@xdp(check=False)
 def xdp_mark(b: Asm, ctx: XdpMd) -> None:
     b.r2 = 0
     ctx.rx_queue_index = b.r2
@@ -296,11 +290,13 @@ def test_time_is_in_proportion_to_size() -> None:
     times = []
     for size in (9_000, 36_000):
         spec = _long(size)
-        start = time.perf_counter()
-        assert check(spec) == []
-        times.append(time.perf_counter() - start)
-    assert times[1] < 10 * times[0]  # four times as long, and a shared machine
-    assert times[1] < 12
+        measured = []
+        for _ in range(2):
+            start = time.thread_time()
+            assert check(spec) == []
+            measured.append(time.thread_time() - start)
+        times.append(min(measured))
+    assert times[1] < 12 * times[0]  # four times as long; a shared machine is not exact
 
 
 def test_nonsense_does_not_break_the_check() -> None:
@@ -314,6 +310,70 @@ def test_nonsense_does_not_break_the_check() -> None:
         assert found(spec_of(text)), text
     empty = ProgramSpec("empty", ProgType.XDP, None, "GPL", (), (), "little")
     assert found(empty) == [("error", "empty", 0)]
+
+
+# At assembly.
+@sched_cls()
+def forgotten(b: Asm, ctx: SkBuff) -> None:
+    b.r2 = ctx.mark
+    b.If(b.r2 == 7).goto("out")
+    b.call(Helper.ktime_get_ns)
+    b.r3 = ctx.len
+    b.label("out")
+    b.ret(0)
+
+
+@sched_cls()
+def without_result(b: Asm, ctx: SkBuff) -> None:
+    b.exit()
+
+
+@sched_cls()
+def not_readable(b: Asm, ctx: SkBuff) -> None:
+    b.r0 = ctx.family
+    b.exit()
+
+
+@xdp()
+def other_helper(b: Asm, ctx: XdpMd) -> None:
+    b.call(Helper.skb_pull_data)
+    b.ret(2)
+
+
+@pytest.mark.parametrize(
+    ("template", "line", "words"),
+    [
+        (forgotten, "b.r3 = ctx.len", "r1 is read after a call took it away"),
+        (without_result, "b.exit()", "r0 is read before it is set"),
+        (not_readable, "b.r0 = ctx.family", "SCHED_CLS programs can't read 4 bytes at 88 of their context"),
+        (other_helper, "b.call(Helper.skb_pull_data)", "XDP programs can't call skb_pull_data"),
+    ],
+)
+def test_what_is_easy_to_see_is_an_error_at_assembly(template: Template[[]], line: str, words: str) -> None:
+    with pytest.raises(AsmError) as caught:
+        template.build()
+    assert words in str(caught.value)
+    assert caught.value.location is not None and caught.value.location.text == line
+
+
+def test_the_error_names_the_call() -> None:
+    with pytest.raises(AsmError, match=r"\(the call is at .*test_check\.py:\d+\)"):
+        forgotten.build()
+
+
+@pytest.mark.parametrize("name", RIGHT)
+def test_what_is_right_is_assembled(name: str) -> None:
+    spec = spec_of(RIGHT[name])
+    assert first_mistake(spec.instructions, spec.type, spec.attach_type) is None
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_what_is_refused_early_is_an_error_of_the_whole_check(name: str) -> None:
+    spec = spec_of(WRONG[name][0])
+    mistake = first_mistake(spec.instructions, spec.type, spec.attach_type)
+    if mistake is not None:
+        slots = [f.slot for f in check(spec) if f.severity is Severity.ERROR]
+        assert sum(insn.slots for insn in spec.instructions[: mistake.index]) in slots
 
 
 # The command.

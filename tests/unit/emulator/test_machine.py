@@ -24,7 +24,7 @@ Body = Callable[[Asm, SkBuff], None]
 
 
 def run(body: Body, engine: str, packet: bytes = PACKET) -> int:
-    template = sched_cls(name="prog")(body)
+    template = sched_cls(name="prog", check=False)(body)
     return Emulator().load(template.build(), engine=engine).run(Skb(packet)).value
 
 
