@@ -9,6 +9,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from hypothesis import strategies as st
 from loader.netns import interface
 from loader.objects import Program
 from programs.packet import Interface
+from programs.tc_ingress import tc_ingress
 from tests.kernel.programs import frames
 from tests.kernel.programs import scapy_layers as scapy
 from tests.kernel.programs.frames import (
@@ -734,3 +736,29 @@ def test_without_timers_the_last_packet_ends_the_flow(rig_of: Callable[[str], Ri
     for flags in (SYN, ACK, RST | ACK):
         check(rig, into, model, Frame(flags=flags))
     assert rig.flows() == {}
+
+
+@pytest.mark.parametrize("loopback", [False, True])
+def test_draining_takes_no_new_flow(rig_of: Callable[[str], Rig], loopback: bool) -> None:
+    """The same maps under the programs that `down --drain` puts in place."""
+    rig = rig_of("plain")
+    for frame in (Frame(), Frame(flags=ACK), Frame(sport=40001), Frame(sport=40001, flags=RST)):
+        rig.run(rig.load("ingress"), frame.bytes())
+    interface = Interface(loopback=loopback)
+    spec = tc_ingress.build(replace(rig.settings, new_flows=False), interface)
+    rig.moved()
+    with Program.load(spec, rig.maps) as draining:
+        before = rig.flows()
+        # Known: its segments, and its SYN sent again, go to Envoy.
+        for frame in (Frame(flags=ACK | PSH, payload=b"on"), Frame()):
+            verdict, data = rig.run(draining, frame.bytes())
+            assert (verdict, data) == (NEXT, frame.but(dport=ENVOY).bytes())
+        assert rig.moved() == {"ingress.redirected": 2}
+        assert rig.flows() == before
+        # New, and new with the ports of one that has ended: to the application, all of it.
+        for sport in (40002, 40001):
+            for flags in (SYN, ACK):
+                frame = Frame(sport=sport, flags=flags)
+                assert rig.run(draining, frame.bytes()) == (NEXT, frame.bytes())
+        assert rig.moved() == {"ingress.passed_draining": 2, "ingress.passed_without_flow": 2}
+        assert rig.flows().keys() == {flow_of(Frame()).key}
