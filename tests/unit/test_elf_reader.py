@@ -291,6 +291,21 @@ def test_kernel_functions_and_variables() -> None:
     assert Extern("no_such_variable", "ksym", weak=True) in program.unresolved
 
 
+def test_objects_for_machines_of_the_other_byte_order() -> None:
+    for path in sorted((DATA / "big").glob("*.o")):
+        big, little = read_object(path.read_bytes()), read(f"{path.stem}_v3")
+        assert big.byteorder == "big" and list(big.programs) == list(little.programs)
+        for name, program in big.programs.items():
+            assert program.slots == little.program(name).slots
+            assert [program.location(s) for s in range(program.slots)] == [
+                little.program(name).location(s) for s in range(program.slots)
+            ]
+            assert len(decode(program.code(), "big")) == len(program.instructions)
+    data = read_object((DATA / "big" / "data.o").read_bytes())
+    assert data.map(".rodata").contents == struct.pack(">II8sQ", 10, 1000, b"default", 3)
+    assert data.map(".data").contents == struct.pack(">I4xq", 41, -5)
+
+
 def test_unknown_names_get_a_suggestion() -> None:
     with pytest.raises(ElfError, match="no program 'hasch' in the object; did you mean 'hash'"):
         read("subprograms_v3").program("hasch")
