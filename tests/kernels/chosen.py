@@ -39,6 +39,10 @@ TESTS = (
     f"{_SOCKETS}::test_a_full_map_means_native",
     f"{_SOCKETS}::test_the_same_tuple_in_two_namespaces",
     f"{_SOCKETS}::test_order_of_plain_connections",
+    f"{_SOCKETS}::test_order_under_defer_accept",
+    f"{_SOCKETS}::test_peeking_and_the_number_of_bytes_that_wait",
+    f"{_SOCKETS}::test_send_and_close_loses_nothing",
+    f"{_SOCKETS}::test_the_peer_closes_while_data_is_sent",
 )
 
 # What a test needs of the kernel, by a pattern of its name. The first pattern that fits counts.
