@@ -22,7 +22,7 @@ from pybpfasm.emulator.run import DEFAULT_BUDGET, MAX_TAIL_CALLS, Run
 from pybpfasm.emulator.sockets import SocketTable
 from pybpfasm.errors import suggestion
 from pybpfasm.isa import CallKind
-from pybpfasm.kernel.enums import Helper
+from pybpfasm.kernel.enums import BPF_F_RDONLY_PROG, Helper, MapType
 from pybpfasm.maps import MapSpec
 from pybpfasm.program import ProgramSpec
 
@@ -94,7 +94,15 @@ class Emulator:
         Raises `EmulatorError`.
         """
         self._check_order(spec)
-        return Program(self, spec, self.engine if engine is None else engine)
+        return self.loaded(Program(self, spec, self.engine if engine is None else engine))
+
+    def loaded(self, program: Program) -> Program:
+        """Put a new program into the program arrays that are to begin with it."""
+        for one in list(self.maps.values()):
+            for index, name in one.spec.initial:
+                if one.type is MapType.PROG_ARRAY and name == program.spec.name:
+                    one[index] = program
+        return program
 
     def _check_order(self, spec: ProgramSpec) -> None:
         if spec.byteorder != self.byteorder:
@@ -113,6 +121,7 @@ class Emulator:
         found = self.maps.get(which.name)
         if found is None:
             found = self.maps[which.name] = models.make(self, which)
+            self._begin(found)
         elif (found.type, found.key_size, found.value_size, found.max_entries) != (
             which.type,
             which.key_size,
@@ -121,6 +130,17 @@ class Emulator:
         ):
             raise EmulatorError(f"map {which.name!r} exists and is another one: {found!r}")
         return found
+
+    def _begin(self, one: Map) -> None:
+        """Give a new map what its spec says that it begins with."""
+        if one.spec.contents is not None and isinstance(one, models.Array):
+            one.element(0).data[:] = one.spec.contents
+            one.frozen = bool(one.spec.flags & BPF_F_RDONLY_PROG)
+        for outer in list(self.maps.values()):
+            if isinstance(outer, models.MapOfMaps):
+                for index, name in outer.spec.initial:
+                    if name in self.maps and outer.lookup(index) is None:
+                        outer[index] = self.maps[name]
 
     def new_map(self, spec: MapSpec) -> Map:
         """A map that no program names, for a map of maps."""

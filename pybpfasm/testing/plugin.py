@@ -60,6 +60,7 @@ class _TracedEmulator(Emulator):
     def load(self, spec: ProgramSpec, *, engine: str | None = None) -> Program:
         self._check_order(spec)
         program = _TracedProgram(self, spec, self.engine if engine is None else engine)
+        self.loaded(program)
         program.seen = self._seen
         if self._coverage is not None:
             self._coverage.watch(program)

@@ -395,6 +395,37 @@ def test_tail_calls() -> None:
         assert result.context["mark"] == 34  # the first run and 33 tail calls
 
 
+def test_maps_begin_with_what_their_specs_say() -> None:
+    constants = MapSpec(
+        ".rodata", MapType.ARRAY, U32(), U64(), 1, flags=BPF_F_RDONLY_PROG, contents=(5).to_bytes(8, "little")
+    )
+    inner = MapSpec("inner", MapType.ARRAY, U32(), U64(), 1)
+    outer = MapSpec("outer", MapType.ARRAY_OF_MAPS, U32(), U32(), 2, inner=inner, initial=((1, "inner"),))
+    programs = MapSpec("programs", MapType.PROG_ARRAY, U32(), U32(), 2, initial=((1, "second"),))
+
+    @sched_cls(name="first")
+    def first(b: Asm, ctx: SkBuff) -> None:
+        b.r2 = programs
+        b.r3 = 1
+        b.call(Helper.tail_call)
+        b.ret(0)
+
+    @sched_cls(name="second")
+    def second(b: Asm, ctx: SkBuff) -> None:
+        b.r1 = constants.value_at(0)
+        b.r0 = b.u64[b.r1]
+        b.exit()
+
+    emulator = Emulator()
+    program = emulator.load(first.build())
+    assert program.run(Skb(bytes(64))).value == 0
+    emulator.load(second.build())
+    assert program.run(Skb(bytes(64))).value == 5
+    assert errno_of(emulator.map(".rodata").update, 0, 6) == 1  # EPERM
+    assert emulator.map(outer).lookup(1) is None
+    assert emulator.map(inner) is emulator.map(outer)[1]
+
+
 def test_sk_lookup_assigns() -> None:
     listeners = MapSpec("listeners", MapType.SOCKMAP, U32(), 8, 1)
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 
 import pytest
 
-from pybpfasm.emulator import SkMsg, Socket, SockOpsContext
-from pybpfasm.emulator.host import ENOPROTOOPT, Refused, TcpSocket
+from programs.settings import Mark
+from pybpfasm.emulator import Skb, SkMsg, Socket, SockOpsContext
+from pybpfasm.emulator.host import ENOPROTOOPT, Refused, Segment, TcpSocket
 from pybpfasm.emulator.sockets import address_bytes
 from pybpfasm.kernel.enums import SockOp, TcpState
+from pybpfasm.net import TCP_SYN
 from tests.unit.emulator.proxy import CLIENT, ENVOY_PORT, SERVER, Proxy, Session, pump
 
 FAMILIES = (4, 6)
@@ -113,6 +115,34 @@ def test_attaching_leaves_live_connections_alone() -> None:
     assert application.read() == b"before" and client.read() == b"after"
     assert proxy.counters.ingress.passed_without_flow > 0
     assert proxy.counters.ingress.redirected == 0
+
+
+# A5
+@pytest.mark.parametrize("offload", [True, False])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_checksums_are_right_on_the_wire(family: int, offload: bool) -> None:
+    proxy = Proxy()
+    for host in (proxy.client, proxy.server):
+        for interface in host.interfaces.values():
+            interface.offload = offload
+    # A checksum of 0xffff or 0 on the way is where a carry is lost.
+    session = proxy.session(8000, family)
+    for number in range(300):
+        session.client.send(number.to_bytes(2, "big"))
+        session.downstream.send(number.to_bytes(2, "big"))
+    assert len(session.downstream.read()) == len(session.client.read()) == 600
+    assert proxy.client.bad_checksums == proxy.server.bad_checksums == 0
+
+
+# A10
+@pytest.mark.parametrize(("mark", "ours"), [(0x1000, True), (0x1001, True), (0x2000, False), (0, False)])
+def test_other_bits_of_the_mark_belong_to_others(mark: int, ours: bool) -> None:
+    proxy = Proxy(mark=Mark(0x1000, 0xF000))
+    proxy.server.connect(SERVER[4], 8000, mark=mark)
+    assert proxy.counters.sockops.enrolled_active == int(ours)
+    packet = Segment(bytes([10, 0, 0, 1]), 1, bytes([10, 0, 0, 2]), 8000, TCP_SYN).packet()
+    changed = proxy.ingress.run(Skb(packet, mark=mark, ifindex=2)).packet != packet
+    assert changed is not ours
 
 
 # A7
