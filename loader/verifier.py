@@ -12,13 +12,14 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, cast
 
 from loader.errors import BpfError, LoaderError
 from pybpfasm.diagnosis import Diagnosis, diagnose, in_words
 
 if TYPE_CHECKING:
     from pybpfasm.errors import SourceLocation
+    from pybpfasm.program import ProgramSpec
 
 __all__ = ["Comment", "Step", "VerifierError", "VerifierLog", "parse_log", "parse_state"]
 
@@ -125,6 +126,9 @@ def parse_log(text: str) -> VerifierLog:
                 body, changed = body[: found.start()], parse_state(found[1])
             steps.append(Step(int(match[1]), int(match[2], 16), body.rstrip(), comment, dict(state), changed))
             state.update(changed)
+            if body.startswith("call "):
+                for lost in ("R1", "R2", "R3", "R4", "R5"):
+                    state.pop(lost, None)
             messages.clear()
             comment = None
         elif line.startswith("; ") and (match := _COMMENT.fullmatch(line)):
@@ -188,6 +192,7 @@ class VerifierError(LoaderError):
             lines.append(f"    {register} = {value}" + (f"   {words}" if words else ""))
         if self.diagnosis is not None:
             lines.append(f"  why: {self.diagnosis.why}")
+        lines += [f"  {line}" for line in self._related(spec)]
         if acquired := re.search(r"alloc_insn=(\d+)", self.reason):
             lines.append(f"  acquired at {self._where(spec, int(acquired[1]), None) or 'an unknown line'}")
         path = self.path(spec)
@@ -195,6 +200,20 @@ class VerifierError(LoaderError):
             lines.append("  the way there:")
             lines += [f"    {entry}" for entry in path]
         return "\n".join(lines)
+
+    def _related(self, spec: _Spec) -> list[str]:
+        """Return other lines that have to do with it, as a check without the log finds them."""
+        if self.slot is None or not hasattr(spec, "instructions") or not hasattr(spec, "functions"):
+            return []  # bare instructions, as probes load them
+        from pybpfasm.check import check
+
+        found = [finding for finding in check(cast("ProgramSpec", spec)) if finding.slot == self.slot]
+        return [
+            f"{what} {location}: {location.text}"
+            for finding in found
+            for what, _, location in finding.related
+            if location is not None
+        ]
 
     def _step(self) -> Step | None:
         """The last step at the slot to blame."""
@@ -207,10 +226,16 @@ class VerifierError(LoaderError):
             return {}
         named = re.findall(r"\b[Rrw](\d+)\b", f"{self.reason} {step.text}")
         wanted = [f"R{number}" for number in dict.fromkeys(named)]
+        known = dict(step.before)
+        # The log prints what an instruction sets; what a call takes away (packet pointers) it does not.
+        for number, kind in re.findall(r"\bR(\d+) invalid mem access '(\w+)'", self.reason):
+            before = known.get(f"R{number}", "")
+            if not before.startswith(kind) and not re.match(r"P?-?\d", before):
+                known[f"R{number}"] = f"{kind}()"
         return {
-            register.lower(): step.before[register]
+            register.lower(): known[register]
             for register in sorted(wanted, key=lambda r: int(r[1:]))
-            if register in step.before and register != "R10"
+            if register in known and register != "R10"
         }
 
     def path(self, spec: _Spec, limit: int = PATH_LINES) -> list[str]:

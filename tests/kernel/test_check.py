@@ -21,14 +21,16 @@ from types import ModuleType
 import pytest
 
 from loader import sys as bpf_sys
-from loader.objects import Map
-from loader.verifier import parse_log
+from loader.objects import Map, Program
+from loader.verifier import VerifierError, parse_log
+from pybpfasm.asm import Asm
 from pybpfasm.check import Severity, check
 from pybpfasm.check.early import first_mistake
 from pybpfasm.check.rights import rights_of
 from pybpfasm.diagnosis import diagnose
+from pybpfasm.kernel.context import SkBuff
 from pybpfasm.kernel.enums import AttachType, Helper, ProgType
-from pybpfasm.program import ProgramSpec
+from pybpfasm.program import ProgramSpec, sched_cls
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -167,6 +169,36 @@ def test_messages_are_still_what_they_were() -> None:
         found = diagnose(parse_log(result["log"]).messages)
         assert found is not None, result
         assert found.key == result["key"], result["name"]
+
+
+@sched_cls()
+def packet_moves(b: Asm, ctx: SkBuff) -> None:
+    b.r6 = ctx
+    b.r7 = ctx.data
+    b.r8 = ctx.data_end
+    b.r2 = b.r7
+    b.r2 += 14
+    b.If(b.r2 > b.r8).goto("out")
+    b.r1 = b.r6
+    b.r2 = 40
+    b.call(Helper.skb_pull_data)
+    b.r0 = b.u8[b.r7]
+    b.label("out")
+    b.ret(0)
+
+
+def test_a_rejection_tells_what_led_to_it() -> None:
+    with pytest.raises(VerifierError) as caught:
+        Program.load(packet_moves.build()).close()
+    error = caught.value
+    assert error.diagnosis is not None and error.diagnosis.key == "scalar-access"
+    assert error.location is not None and error.location.text == "b.r0 = b.u8[b.r7]"
+    shown = str(error).splitlines()
+    assert any("r7 = scalar() " in line and "a number, nothing known of it" in line for line in shown)
+    assert any(line.endswith("b.call(Helper.skb_pull_data)") and "the call is at" in line for line in shown)
+    assert any(line.startswith("  why: r7 is a plain number") for line in shown)
+    path = shown[shown.index("  the way there:") + 1 :]
+    assert path[-1].endswith("b.r0 = b.u8[b.r7]") and len(path) > 4
 
 
 @pytest.mark.parametrize(

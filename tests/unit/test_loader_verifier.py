@@ -188,3 +188,23 @@ def test_a_line_before_any_step() -> None:
         "  instruction 5",
         "  why: nothing leads to instruction 5",
     ]
+
+
+LOG_MOVED = """\
+0: R1=ctx() R10=fp0
+0: (61) r7 = *(u32 *)(r1 +76)         ; R1=ctx() R7=pkt(r=0)
+1: (b7) r2 = 40                       ; R2=40
+2: (85) call bpf_skb_pull_data#39     ; R0=scalar()
+3: (71) r0 = *(u8 *)(r7 +0)
+R7 invalid mem access 'scalar'
+processed 4 insns (limit 1000000) max_states_per_insn 0 total_states 0 peak_states 0 mark_read 0
+"""
+
+
+def test_what_a_call_takes_away_is_not_shown() -> None:
+    error = VerifierError(Spec(), LOG_MOVED)
+    assert error.registers()["r7"] == "scalar()"
+    assert "R2" not in error.parsed.steps[-1].before
+    # A number is a number already.
+    constant = LOG_MOVED.replace("R7=pkt(r=0)", "R7=76")
+    assert VerifierError(Spec(), constant).registers()["r7"] == "76"
