@@ -321,6 +321,10 @@ class _Writer:
             if isinstance(insn.reference, CoreRelocation):
                 insn = self._core(body.section, at, insn, insn.reference)
             elif target is not None:
+                if target == 0:
+                    raise ElfError(
+                        f"program {program.name} calls itself in slot {slot}, which no kernel takes"
+                    )
                 if target not in starts[:-1]:
                     raise ElfError(
                         f"program {program.name}: the instruction in slot {slot} refers to slot {target}, "
@@ -353,7 +357,7 @@ class _Writer:
 
     def _core(self, section: str, at: int, insn: Instruction, relocation: CoreRelocation) -> Instruction:
         """Leave the question that an instruction asks of the kernel's types to whoever loads the object."""
-        type_id = self.types.take(relocation.local, [relocation.type_id])[relocation.type_id]
+        type_id = self.types.take(relocation.local, [relocation.type_id]).get(relocation.type_id, 0)
         self.ext.core_relo.setdefault(section, []).append(
             CoreRelo(at, type_id, self.types.string(relocation.access), relocation.kind)
         )

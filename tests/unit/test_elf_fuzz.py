@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from pybpfasm.btf import Btf
 from pybpfasm.core import CoreResolver
-from pybpfasm.elf import ElfError, ObjectFile, read_object
+from pybpfasm.elf import ElfError, ObjectFile, read_object, write_object
 from pybpfasm.errors import PybpfasmError
 
 DATA = Path(__file__).parent.parent / "data" / "elf"
@@ -42,6 +42,12 @@ def look_at_everything(data: bytes) -> ObjectFile | None:
             pass
     for one in found.maps.values():
         one.btf()
+    for function in found.subprograms.values():
+        function.write(found.byteorder).finish()
+    try:
+        write_object(list(found.programs.values()), found.maps.values())
+    except PybpfasmError:
+        pass
     return found
 
 

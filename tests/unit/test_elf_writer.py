@@ -16,14 +16,14 @@ from pybpfasm.asm import Asm
 from pybpfasm.btf import Btf, BtfExt, Kind
 from pybpfasm.elf import ElfError, read_object, section_of, type_of_section, write_object
 from pybpfasm.elf.types import TypeTable
-from pybpfasm.instruction import decode, encode
+from pybpfasm.instruction import Instruction, decode, encode
 from pybpfasm.isa import Imm64
 from pybpfasm.kernel.context import SkBuff, SockOpt, XdpMd
 from pybpfasm.kernel.defines import BPF_F_SLEEPABLE, BPF_F_XDP_HAS_FRAGS
 from pybpfasm.kernel.enums import BPF_F_RDONLY_PROG, AttachType, Helper, MapType, ProgType
 from pybpfasm.layout import U32, U64, Array, Be16, Struct
 from pybpfasm.maps import MapSpec
-from pybpfasm.program import ProgramSpec, Subprogram, cgroup_sockopt, sched_cls, subprogram, xdp
+from pybpfasm.program import Function, ProgramSpec, Subprogram, cgroup_sockopt, sched_cls, subprogram, xdp
 
 DATA = Path(__file__).parent.parent / "data" / "elf"
 
@@ -485,6 +485,17 @@ def test_mistakes_are_refused_with_the_reason() -> None:
     flags = xdp(name="strict", prog_flags=1)(lambda b, ctx: b.ret(0)).build()
     with pytest.raises(ElfError, match=r"no section for XDP .* load flags 0x1; name one"):
         write_object([flags])
+    recursive = ProgramSpec(
+        "recursive",
+        ProgType.XDP,
+        None,
+        "Dual BSD/GPL",
+        (Instruction(0x85, 0, 1, 0, -1), Instruction(0x95)),
+        (Function("recursive", 0, (), None, {}),),
+        "little",
+    )
+    with pytest.raises(ElfError, match="recursive calls itself in slot 0"):
+        write_object([recursive])
     plain = MapSpec("plain", MapType.ARRAY, U32(), U64(), 1)
 
     @sched_cls()
