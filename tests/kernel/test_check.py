@@ -36,16 +36,18 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def _module(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    name = f"used_by_test_check_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module
+    sys.modules[name] = module
     spec.loader.exec_module(module)
     return module
 
 
 random_programs = _module(Path(__file__).with_name("random_programs.py"))
 provoke = _module(ROOT / "tests" / "data" / "verifier" / "provoke.py")
+examples = _module(ROOT / "tests" / "unit" / "test_check.py")
 generate_rights = _module(ROOT / "scripts" / "generate_rights.py")
 
 
@@ -145,6 +147,15 @@ def test_programs_of_the_proxy_with_one_instruction_changed() -> None:
     counts = judge(itertools.islice(maker.mutants(specs), 120))
     assert counts["accepted"] > 20 and counts["refused"] > 20
     assert counts["unforeseen"] < 0.4 * counts["refused"]
+
+
+def test_the_examples_of_the_unit_tests() -> None:
+    with Loader() as loader:
+        for name, text in examples.RIGHT.items():
+            assert loader.takes(examples.spec_of(text)), name
+        for name, (text, (severity, _, _)) in examples.WRONG.items():
+            if severity == "error":
+                assert not loader.takes(examples.spec_of(text)), name
 
 
 def _objects() -> Iterator[Path]:

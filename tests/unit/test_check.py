@@ -145,6 +145,9 @@ RIGHT = {
     "packet checked": CHECKED + "r0 = *(u16 *)(r7 +12)\nout:" + END,
     "packet checked, reversed": PACKET
     + "r2 = r7\nr2 += 14\nif r8 >= r2 goto in\nr0 = 0\nexit\nin:\nr0 = *(u16 *)(r7 +12)\nexit",
+    "packet strictly below": PACKET
+    + "r2 = r7\nr2 += 14\nif r2 >= r8 goto out\nr0 = *(u8 *)(r7 +14)\nout:"
+    + END,
     "packet below": PACKET
     + "r2 = r7\nr2 += 13\nif r2 < r8 goto in\nr0 = 0\nexit\nin:\nr0 = *(u16 *)(r7 +12)\nexit",
     "released": "r1 = map[ring]\nr2 = 8\nr3 = 0\ncall ringbuf_reserve\nif r0 == 0 goto out\nr1 = r0\nr2 = 0\n"
