@@ -285,6 +285,44 @@ def test_timers_fire_when_time_passes() -> None:
     assert emulator.now == 1_000_000_000 + 1100
 
 
+def test_a_timer_goes_with_its_entry() -> None:
+    @sched_cls(name="prog")
+    def prog(b: Asm, ctx: SkBuff) -> None:
+        b.u32[b.r10 - 4] = 1
+        b.r1 = TIMED
+        b.r2 = b.r10
+        b.r2 += -4
+        b.call(Helper.map_lookup_elem)
+        b.r6 = b.r0
+        b.r6 += 8
+        b.r1 = b.r6
+        b.r2 = TIMED
+        b.r3 = 1
+        b.call(Helper.timer_init)
+        b.r1 = b.r6
+        b.r2 = tick
+        b.call(Helper.timer_set_callback)
+        b.r1 = b.r6
+        b.r2 = 100
+        b.r3 = 0
+        b.call(Helper.timer_start)
+        b.exit()
+
+    for change in ("delete", "replace"):
+        emulator = Emulator()
+        program = emulator.load(prog.build())
+        table = emulator.map(TIMED)
+        table[1] = {"count": 0}
+        assert program.run(Skb(bytes(64))).r0 == 0
+        if change == "delete":
+            del table[1]
+        else:
+            table[1] = {"count": 7}
+        assert emulator.pending_timers == 0
+        assert emulator.advance(1000) == 0
+    assert table[1].count == 7
+
+
 def test_a_timer_is_no_memory_for_programs() -> None:
     @sched_cls(name="prog")
     def prog(b: Asm, ctx: SkBuff) -> None:

@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only
+"""The two engines do the same, and the fast one is chosen when it pays."""
+
+from __future__ import annotations
+
+import pytest
+
+from pybpfasm.asm import Asm
+from pybpfasm.emulator import Emulator, Skb, run_instructions
+from pybpfasm.emulator.interpret import function
+from pybpfasm.instruction import Instruction
+from pybpfasm.kernel.context import SkBuff
+from pybpfasm.program import sched_cls
+from pybpfasm.text import assemble
+from tests.unit.emulator.random_programs import all_rows, generate
+
+
+@pytest.mark.parametrize("chunk", range(4))
+def test_random_programs(chunk: int) -> None:
+    for seed in range(chunk * 15, chunk * 15 + 15):
+        program = generate(seed)
+        outcomes = []
+        for engine in ("interpret", "translate"):
+            emulator = Emulator(cpus=2)
+            loaded = emulator.load(program.spec, engine=engine)
+            runs = [loaded.run(Skb(packet, mark=program.mark)) for packet in program.packets]
+            outcomes.append(
+                (
+                    [(run.r0, run.packet, run.context and run.context["mark"]) for run in runs],
+                    {name: one.items_raw() for name, one in loaded.maps.items()},
+                )
+            )
+        assert outcomes[0] == outcomes[1], seed
+
+
+def test_the_generator_reaches_every_instruction() -> None:
+    seen = {name for seed in range(150) for name in generate(seed).forms}
+    assert [name for name in all_rows() if name not in seen] == []
+
+
+def test_a_seed_always_gives_the_same_program() -> None:
+    first, second = generate(7), generate(7)
+    assert first.spec.code() == second.spec.code() and first.packets == second.packets
+
+
+@pytest.mark.parametrize("engine", ["interpret", "translate"])
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("r0 = 7\nr0 s/= -2\nexit", 2**64 - 3),
+        ("r0 = -7\nr0 s%= 3\nexit", 2**64 - 1),
+        ("r0 = 5\nr1 = 0\nr0 /= r1\nexit", 0),
+        ("r0 = -1\nr1 = 0\nw0 %= w1\nexit", 0xFFFFFFFF),
+        ("r0 = -1\nr1 = 0\nr0 s/= r1\nexit", 0),
+        ("r0 = 0x8000000000000000 ll\nr0 s/= -1\nexit", 1 << 63),
+        ("r1 = 0x80\nr0 = (s8)r1\nexit", 2**64 - 128),
+        ("r1 = 0x80\nw0 = (s8)w1\nexit", 2**32 - 128),
+        ("r0 = 1\nr1 = 65\nr0 <<= r1\nexit", 2),
+        ("r0 = -8\nw0 s>>= 1\nexit", 2**32 - 4),
+        ("r0 = 0x1122334455667788 ll\nr0 = be16 r0\nexit", 0x8877),
+        ("r0 = 0x1122334455667788 ll\nr0 = bswap32 r0\nexit", 0x88776655),
+    ],
+)
+def test_arithmetic(text: str, value: int, engine: str) -> None:
+    assert run_instructions(assemble(text), engine=engine)[0] == value  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("engine", ["interpret", "translate"])
+def test_may_goto_leaves_a_loop_in_the_end(engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pybpfasm.emulator.interpret.MAX_LOOPS", 100)
+    monkeypatch.setattr("pybpfasm.emulator.translate.MAX_LOOPS", 100)
+    code = assemble("r0 = 0\nmay_goto +2\nr0 += 1\ngoto -3\nexit")
+    assert run_instructions(code, engine=engine)[0] == 100  # type: ignore[arg-type]
+
+
+def counting(b: Asm, ctx: SkBuff) -> None:
+    b.r6 = 0
+    with b.Loop() as loop:
+        b.r6 += 1
+        b.If(b.r6 == 10).goto(loop.end)
+    b.ret(b.r6)
+
+
+def test_instructions_are_counted_alike() -> None:
+    spec = sched_cls(name="prog")(counting).build()
+    counts = {
+        engine: Emulator().load(spec, engine=engine).run(Skb(bytes(64))).instructions
+        for engine in ("interpret", "translate")
+    }
+    assert counts == {"interpret": 32, "translate": 32}
+
+
+def test_loops_are_translated_at_once_and_others_when_they_are_warm() -> None:
+    def straight(b: Asm, ctx: SkBuff) -> None:
+        b.ret(3)
+
+    emulator = Emulator()
+    loop = emulator.load(sched_cls(name="loop")(counting).build())
+    loop.run(Skb(bytes(64)))
+    assert loop.engine(0) is not function(0)
+    plain = emulator.load(sched_cls(name="plain")(straight).build())
+    chosen = []
+    for _ in range(6):
+        plain.run(Skb(bytes(64)))
+        chosen.append(plain.engine(0) is not function(0))
+    assert chosen == [False] * 4 + [True] * 2
+    # A traced run is interpreted, the next one is fast again.
+    assert len(plain.run(Skb(bytes(64)), trace=True).trace) == 2
+    assert plain.engine(0) is function(0)
+    plain.run(Skb(bytes(64)))
+    assert plain.engine(0) is not function(0)
+
+
+def test_the_legacy_loads_end_a_program_outside_the_packet() -> None:
+    code = [Instruction(0xBF, 6, 1), Instruction(0x28, imm=12), Instruction(0x95)]
+    for imm, value in ((12, 0x0800), (63, 0)):
+        code[1] = Instruction(0x28, imm=imm)
+        from pybpfasm.emulator.conformance import bare
+
+        for engine in ("interpret", "translate"):
+            packet = bytes(12) + b"\x08\x00" + bytes(50)
+            assert Emulator().load(bare(code), engine=engine).run(Skb(packet)).value == value
