@@ -104,7 +104,8 @@ def first_mistake(instructions: Sequence[Instruction], type: int, attach_type: i
                     context = context & stays | (1 << insn.dst if context >> insn.src & 1 else 0)
                 elif kind <= _STORE:
                     base = insn.src if kind == _LOAD else insn.dst
-                    if context >> base & 1:
+                    # With a reference the offset is the kernel's to say, at load.
+                    if context >> base & 1 and insn.reference is None:
                         if rights is None:
                             from pybpfasm.check.rights import rights_of
 

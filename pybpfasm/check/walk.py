@@ -370,6 +370,8 @@ class Walk:
                     value = self._low32(value)
             else:
                 value = (CONST, insn.imm & (_U64 if wide else _U32))
+                if insn.reference is not None:
+                    value = _NUM  # what only the kernel's BTF will tell, at load
         else:
             left = self._read(index, dst, regs)
             if op == Alu.NEG or op == Alu.END:
@@ -388,6 +390,8 @@ class Walk:
                         self._fault(
                             "shift", index, f"this shifts by {insn.imm} bits: 0 to {bits - 1} are possible"
                         )
+                if not by_register and insn.reference is not None:
+                    right = _NUM
                 value = self._binary(index, op, wide, left, right, dst)
         if dst == isa.FRAME_POINTER:
             self._fault("frame-pointer", index, "r10 is the frame pointer and can't be changed")
@@ -486,8 +490,8 @@ class Walk:
         """Report an access through *base* that can't be right."""
         kind = base[0]
         offset = insn.offset
-        if kind == ANY:
-            return
+        if kind == ANY or (insn.reference is not None and kind not in _NUMBERS):
+            return  # with a reference, the offset is known at load
         if kind == MIXED:
             self._fault("scalar-access", index, f"on some way, r{register} is a number, not an address")
         elif kind in _NUMBERS:
@@ -598,7 +602,9 @@ class Walk:
         signed = insn.opcode & 0xE0 == isa.MEMSX
         kind = base[0]
         value: Value = _ANY
-        if kind == FP:
+        if insn.reference is not None:
+            pass
+        elif kind == FP:
             at = base[1] + insn.offset
             if size == 8 and at in state.stack:
                 value = state.stack[at]

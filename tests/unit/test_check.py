@@ -379,6 +379,20 @@ def test_what_is_refused_early_is_an_error_of_the_whole_check(name: str) -> None
         assert sum(insn.slots for insn in spec.instructions[: mistake.index]) in slots
 
 
+def test_offsets_that_are_known_at_load_are_not_judged() -> None:
+    from pybpfasm.core import core_load
+
+    class Task(Struct, kernel_name="task_struct"):
+        tgid = U64(at=192)
+
+    @sched_cls()
+    def asks(b: Asm, ctx: SkBuff) -> None:
+        core_load(b.r0, Task(b.r1), "tgid")
+        b.exit()
+
+    assert check(asks.build()) == []
+
+
 # The command.
 def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     good, bad, doubtful = tmp_path / "good.s", tmp_path / "bad.s", tmp_path / "doubtful.s"
