@@ -245,8 +245,8 @@ def test_interfaces_come_and_go(site: Site, method: str) -> None:
     assert {h["interface"] for h in after["hooks"] if h["hook"] == "ingress"} == {"eth7"}
     assert after["drift"] == []
     assert ids(after, "map") == ids(before, "map")
-    assert prog_query(1, INGRESS).entries == ()
-    assert len(prog_query(index, INGRESS).entries) == (1 if method == "tcx" else 0)
+    # Two on the cgroup, and with TCX two on the interface.
+    assert (len(site.attached(1)), len(site.attached(index))) == (2, 4 if method == "tcx" else 2)
 
 
 def test_another_cgroup(site: Site, make_cgroup: Callable[[], Cgroup]) -> None:
