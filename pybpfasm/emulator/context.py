@@ -72,7 +72,10 @@ def _allow(
 _SKB_ADDRESSES: Final = frozenset(
     {"family", "remote_ip4", "local_ip4", "remote_ip6", "local_ip6", "remote_port", "local_port"}
 )
-_SKB_POINTERS: Final = frozenset({"data", "data_end", "data_meta", "flow_keys", "sk"})
+# What can't be read in parts, pointers above all.
+_SKB_WHOLE: Final = frozenset(
+    {"data", "data_end", "data_meta", "flow_keys", "sk", "remote_ip4", "local_ip4", "tstamp_type"}
+)
 _SKB_WRITABLE: Final = {
     ProgType.SCHED_CLS: ("mark", "tc_index", "priority", "tc_classid", "cb", "tstamp", "queue_mapping"),
     ProgType.SCHED_ACT: ("mark", "tc_index", "priority", "tc_classid", "cb", "tstamp", "queue_mapping"),
@@ -84,9 +87,11 @@ _SKB_REFUSED: Final = {
     ProgType.SCHED_CLS: _SKB_ADDRESSES,
     ProgType.SCHED_ACT: _SKB_ADDRESSES,
     ProgType.SOCKET_FILTER: _SKB_ADDRESSES
-    | {"tc_classid", "data", "data_meta", "data_end", "tstamp", "wire_len", "hwtstamp"},
-    ProgType.CGROUP_SKB: frozenset({"tc_classid", "data_meta", "wire_len"}),
-    ProgType.SK_SKB: frozenset({"mark", "tc_classid", "data_meta", "tstamp", "wire_len", "hwtstamp"}),
+    | {"tstamp_type", "tc_classid", "data", "data_meta", "data_end", "tstamp", "wire_len", "hwtstamp"},
+    ProgType.CGROUP_SKB: frozenset({"tstamp_type", "tc_classid", "data_meta", "wire_len"}),
+    ProgType.SK_SKB: frozenset(
+        {"tstamp_type", "mark", "tc_classid", "data_meta", "tstamp", "wire_len", "hwtstamp"}
+    ),
 }
 
 
@@ -99,7 +104,7 @@ def _skb_rights(type: ProgType) -> Rights:
         if name in refused or name == "flow_keys":
             continue
         write = name in writable
-        exact = name in _SKB_POINTERS or (field.size != 4 and name != "cb") or name == "tstamp_type"
+        exact = name in _SKB_WHOLE or (field.size != 4 and name != "cb")
         _allow(rights, SkBuff, [name], narrow=not exact or name in ("cb",), write=write)
     cb = SkBuff.offsetof("cb")
     for at in (cb, cb + 8):  # cb takes 8 bytes at once as well
@@ -330,7 +335,8 @@ class Skb(Context):
         return True
 
 
-_XDP_RIGHTS: Final = _plain_rights(XdpMd, XdpMd.fields)
+_XDP_RIGHTS: Final = _plain_rights(XdpMd, [name for name in XdpMd.fields if name != "egress_ifindex"])
+_DEVMAP_RIGHTS: Final = _plain_rights(XdpMd, XdpMd.fields)
 
 
 class Xdp(Context):
@@ -358,7 +364,7 @@ class Xdp(Context):
         return bytes(self.data)
 
     def rights(self, spec: ProgramSpec) -> Rights:
-        return _XDP_RIGHTS
+        return _DEVMAP_RIGHTS if spec.attach_type is AttachType.XDP_DEVMAP else _XDP_RIGHTS
 
     def enter(self, run: Run) -> int:
         address = super().enter(run)
@@ -404,24 +410,18 @@ class Xdp(Context):
         self._make_region(run)
 
 
-_SOCKET_NARROW: Final = (
-    "family",
-    "src_ip4",
-    "src_ip6",
-    "src_port",
-    "dst_ip4",
-    "dst_ip6",
-    "dst_port",
-    "state",
-)
-
-
 def _sock_rights(common: bool) -> Rights:
-    rights = _plain_rights(BpfSock, (), _SOCKET_NARROW)
+    """Of ``struct bpf_sock``; of what may be no full socket where *common*."""
+    rights = _plain_rights(
+        BpfSock, ("bound_dev_if",), ("src_ip4", "src_ip6", "dst_ip4", "dst_ip6", "dst_port")
+    )
     rights.read.add((BpfSock.offsetof("dst_port"), 4))
+    first_bytes = ["family", "src_port", "state", "rx_queue_mapping"]
     if not common:
-        names = ("bound_dev_if", "type", "protocol", "mark", "priority", "rx_queue_mapping")
-        _allow(rights, BpfSock, names, narrow=True)
+        _allow(rights, BpfSock, ("mark", "priority"))
+        first_bytes += ["type", "protocol"]
+    for name in first_bytes:  # in parts too, if they begin where the field does
+        rights.read.update((BpfSock.offsetof(name), size) for size in (1, 2, 4))
     return rights
 
 
@@ -521,7 +521,8 @@ def _socket_fields(socket: Socket) -> dict[str, Any]:
     return values
 
 
-_SOCK_OPS: Final = _plain_rights(SockOps, SockOps.fields, ("skb_tcp_flags",), ("reply", "sk_txhash"))
+_SOCK_OPS: Final = _plain_rights(SockOps, SockOps.fields, (), ("reply", "sk_txhash"))
+_SOCK_OPS.read.update((SockOps.offsetof("skb_tcp_flags"), size) for size in (1, 2))
 
 
 class SockOpsContext(Context):
@@ -649,7 +650,8 @@ def _sk_lookup_rights() -> Rights:
             "ingress_ifindex",
         ),
     )
-    rights.read.add((SkLookup.offsetof("remote_port"), 4))
+    # The port was declared with 4 bytes once, and can be read so, or what lies behind it.
+    rights.allow(SkLookup.offsetof("remote_port"), 4, narrow=True)
     return rights
 
 
@@ -696,21 +698,26 @@ class SkLookupContext(Context):
         return {0: lambda: 0 if self.assigned is None else socket_pointer(run, self.assigned)}
 
 
-def _sock_addr_rights() -> Rights:
-    rights = _plain_rights(
-        SockAddr,
-        ("sk", "family", "type", "protocol"),
-        ("user_family", "user_ip4", "user_ip6", "user_port", "msg_src_ip4", "msg_src_ip6"),
-        ("user_ip4", "user_ip6", "user_port", "msg_src_ip4", "msg_src_ip6"),
-    )
-    for name in ("user_ip6", "msg_src_ip6"):
-        for at in (0, 8):
-            rights.read.add((SockAddr.offsetof(name) + at, 8))
-            rights.write.add((SockAddr.offsetof(name) + at, 8))
+@lru_cache(maxsize=32)
+def _sock_addr_rights(attach: AttachType | None) -> Rights:
+    """An address family's fields are for the hooks of that family, the message's source for sendmsg."""
+    name = "" if attach is None else attach.name
+    families = [family for family in ("4", "6") if not name or family in name]
+    rights = _plain_rights(SockAddr, ("sk", "user_family", "family", "type", "protocol"))
+    for family in families:
+        fields = [f"user_ip{family}"]
+        if not name or "SENDMSG" in name:
+            fields.append(f"msg_src_ip{family}")
+        _allow(rights, SockAddr, fields, narrow=True, write=True)
+        for field in fields:
+            if family == "6":  # two words at once, where the context has them aligned
+                start = SockAddr.offsetof(field)
+                pairs = {(at, 8) for at in range(start, start + 9) if at % 8 == 0}
+                rights.read |= pairs
+                rights.write |= pairs
+    if not name or families:
+        _allow(rights, SockAddr, ("user_port",), narrow=True, write=True)
     return rights
-
-
-_SOCK_ADDR: Final = _sock_addr_rights()
 
 
 class SockAddrContext(Context):
@@ -747,7 +754,7 @@ class SockAddrContext(Context):
         return super().enter(run)
 
     def rights(self, spec: ProgramSpec) -> Rights:
-        return _SOCK_ADDR
+        return _sock_addr_rights(spec.attach_type)
 
     def pointers(self, run: Run) -> dict[int, Callable[[], int]]:
         return {SockAddr.offsetof("sk"): lambda: socket_pointer(run, self.socket)}

@@ -33,13 +33,27 @@ from programs.settings import Ports, Settings
 from programs.tc_egress import tc_egress
 from programs.tc_ingress import tc_ingress
 from pybpfasm import isa
-from pybpfasm.emulator import Emulator, EmulatorFault, MapError, Skb, Xdp
+from pybpfasm.emulator import (
+    Context,
+    Emulator,
+    EmulatorFault,
+    MapError,
+    Skb,
+    SkLookupContext,
+    SkMsg,
+    SockAddrContext,
+    Socket,
+    SockOpsContext,
+    SockOptContext,
+    Xdp,
+)
 from pybpfasm.emulator.conformance import bare
+from pybpfasm.emulator.context import _SOCK, _SOCK_COMMON, _TCP_SOCK
 from pybpfasm.emulator.host import Segment
 from pybpfasm.errors import PybpfasmError
-from pybpfasm.instruction import Instruction
-from pybpfasm.kernel.context import SkBuff
-from pybpfasm.kernel.enums import BPF_F_NO_PREALLOC, MapType, ProgType
+from pybpfasm.instruction import Instruction, encode
+from pybpfasm.kernel.context import BpfSock, BpfTcpSock, SkBuff
+from pybpfasm.kernel.enums import BPF_F_NO_PREALLOC, AttachType, MapType, ProgType
 from pybpfasm.layout import U32, U64, Bytes, Struct
 from pybpfasm.maps import MapSpec
 from pybpfasm.net import TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN
@@ -355,6 +369,92 @@ def test_map_operations(spec: MapSpec) -> None:
         if keyed:
             assert sorted(map(repr, ours.keys())) == sorted(map(repr, kernels.keys()))
     assert errors["fine"] > 100 and len(errors) > 2, errors
+
+
+# What each type of program may read and write of its context: the verifier's opinion on every access.
+_CONTEXTS: tuple[tuple[ProgType, AttachType | None, Context], ...] = (
+    (ProgType.SCHED_CLS, None, Skb(b"")),
+    (ProgType.SOCKET_FILTER, None, Skb(b"")),
+    (ProgType.CGROUP_SKB, AttachType.CGROUP_INET_EGRESS, Skb(b"")),
+    (ProgType.XDP, None, Xdp(b"")),
+    (ProgType.XDP, AttachType.XDP_DEVMAP, Xdp(b"")),
+    (ProgType.SK_MSG, None, SkMsg(Socket())),
+    (ProgType.SOCK_OPS, None, SockOpsContext(0, Socket())),
+    (ProgType.CGROUP_SOCKOPT, AttachType.CGROUP_GETSOCKOPT, SockOptContext(None)),
+    (ProgType.CGROUP_SOCKOPT, AttachType.CGROUP_SETSOCKOPT, SockOptContext(None)),
+    (ProgType.SK_LOOKUP, AttachType.SK_LOOKUP, SkLookupContext(bytes(4), 0, bytes(4), 0)),
+    *(
+        (ProgType.CGROUP_SOCK_ADDR, attach, SockAddrContext(Socket()))
+        for attach in (
+            AttachType.CGROUP_INET4_CONNECT,
+            AttachType.CGROUP_INET6_CONNECT,
+            AttachType.CGROUP_UDP4_SENDMSG,
+            AttachType.CGROUP_UDP6_SENDMSG,
+        )
+    ),
+)
+
+
+@pytest.mark.parametrize(
+    ("kind", "attach", "context"),
+    _CONTEXTS,
+    ids=[f"{kind.name}-{attach.name if attach is not None else ''}" for kind, attach, _ in _CONTEXTS],
+)
+def test_context_rights(kind: ProgType, attach: AttachType | None, context: Context) -> None:
+    spec = bare([], "rights")
+    spec.type, spec.attach_type = kind, attach
+    rights = context.rights(spec)
+    end = [Instruction(isa.ALU64 | isa.Alu.MOV, 0, imm=1), Instruction(isa.OP_EXIT)]
+
+    def takes(*code: Instruction) -> bool:
+        loaded = prog_load(kind, encode([*code, *end]), license="GPL", expected_attach_type=int(attach or 0))
+        if loaded.fd >= 0:
+            os.close(loaded.fd)
+        return loaded.fd >= 0
+
+    wrong = []
+    for size in (1, 2, 4, 8):
+        for at in range(0, context.layout.sizeof - size + 1, max(1, size // 2)):
+            code = isa.MEM | isa.SIZE_CODE[size]
+            zero = Instruction(isa.ALU64 | isa.Alu.MOV, 2)
+            if takes(Instruction(isa.LDX | code, 2, 1, at)) != ((at, size) in rights.read):
+                wrong.append(("read", at, size))
+            if takes(zero, Instruction(isa.STX | code, 1, 2, at)) != ((at, size) in rights.write):
+                wrong.append(("write", at, size))
+    assert not wrong, str(wrong)
+
+
+@pytest.mark.parametrize("which", ["bpf_sock", "sock_common", "bpf_tcp_sock"])
+def test_socket_rights(which: str) -> None:
+    """As `test_context_rights`, of what a socket shows: a full one, any, and a TCP socket's own fields."""
+    if which == "sock_common":
+        kind, attach, rights, size = ProgType.SCHED_CLS, 0, _SOCK_COMMON, BpfSock.sizeof
+        start = assemble("r1 = *(u64 *)(r1 +168)\nif r1 == 0 goto pc+2")
+    else:
+        kind, attach = ProgType.CGROUP_SOCKOPT, int(AttachType.CGROUP_GETSOCKOPT)
+        rights, size = _SOCK, BpfSock.sizeof
+        start = assemble("r1 = *(u64 *)(r1 +0)\nif r1 == 0 goto pc+2")
+        if which == "bpf_tcp_sock":
+            rights, size = _TCP_SOCK, BpfTcpSock.sizeof
+            start = assemble(
+                "r1 = *(u64 *)(r1 +0)\nif r1 == 0 goto pc+5\ncall bpf_tcp_sock\nif r0 == 0 goto pc+3\nr1 = r0"
+            )
+    end = assemble("r2 = 0\nr0 = 1\nexit")
+    wrong = []
+    for width in (1, 2, 4, 8):
+        for at in range(0, size - width + 1, max(1, width // 2)):
+            for what, opcode in (("read", isa.LDX), ("write", isa.ST)):
+                access = Instruction(opcode | isa.MEM | isa.SIZE_CODE[width], 2, 1, at)
+                if what == "write":
+                    access.dst, access.src = 1, 0
+                loaded = prog_load(
+                    kind, encode([*start, access, *end]), license="GPL", expected_attach_type=attach
+                )
+                if loaded.fd >= 0:
+                    os.close(loaded.fd)
+                if (loaded.fd >= 0) != ((at, width) in getattr(rights, what)):
+                    wrong.append((what, at, width))
+    assert not wrong, str(wrong)
 
 
 # Helpers of XDP programs, which the random programs do not call.
