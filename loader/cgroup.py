@@ -153,6 +153,8 @@ class Cgroup(Owned):
 def _absolute(path: str | os.PathLike[str] | None) -> Path:
     if path is None:
         return find_cgroup2()
+    if not os.fspath(path):  # an empty variable in a script, and not the wish for the root
+        raise UsageError("'' is no cgroup2 directory", hint="leave --cgroup out, which is the root")
     return Path(path) if os.path.isabs(path) else find_cgroup2() / path
 
 

@@ -224,6 +224,8 @@ def test_what_is_no_cgroup2_directory(tmp_path: Path) -> None:
     assert str(find_cgroup2()) in caught.value.hint
     with pytest.raises(UsageError, match="No such file"):
         Cgroup.open(tmp_path / "none")
+    with pytest.raises(UsageError, match="'' is no cgroup2 directory"):
+        Cgroup.open("")
     with pytest.raises(UsageError, match="not a cgroup2 directory"):
         Cgroup.create(tmp_path / "new")
     assert not (tmp_path / "new").exists()
