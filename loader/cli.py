@@ -28,6 +28,7 @@ __all__ = ["main"]
 
 DONE, FAILED, USAGE = 0, 1, 2
 PROG: Final = "python -m loader"
+LONGEST_WATCH: Final = 86400  # seconds
 CLSACT_VARIABLE: Final = "PYBPFASM_ATTACH"  # "clsact": do without TCX, for tests
 
 
@@ -233,16 +234,23 @@ def _request(arguments: argparse.Namespace) -> Request:
     from loader.plan import Request
     from programs.settings import Mark, Ports, Settings, SettingsError
 
-    def number(option: str, text: str) -> int:
-        if not (text.isascii() and text.isdigit()):
-            raise UsageError(f"{option} {text!r} is not a number", hint=f"write {option} 8080, say")
+    def number(option: str, text: str, example: int) -> int:
+        if not (text.isascii() and text.isdigit() and len(text) <= 10):
+            raise UsageError(
+                f"{option} {text!r} is not a number that fits", hint=f"write {option} {example}, say"
+            )
         return int(text)
 
     help_text = f"`{PROG} {arguments.command} --help` shows what can be said"
     more: dict[str, Any] = {}
     if arguments.flow_capacity is not None:
-        more["flow_capacity"] = number("--flow-capacity", arguments.flow_capacity)
-    envoy_port = number("--envoy-port", arguments.envoy_port)
+        more["flow_capacity"] = number("--flow-capacity", arguments.flow_capacity, 65536)
+        if more["flow_capacity"] >= 1 << 32:
+            raise UsageError(
+                f"--flow-capacity {arguments.flow_capacity} is more than a map can hold",
+                hint="write --flow-capacity 65536, say",
+            )
+    envoy_port = number("--envoy-port", arguments.envoy_port, 8080)
     option = "--ports: "
     try:
         ports = Ports.parse(arguments.ports)
@@ -310,7 +318,7 @@ def _print_plan(document: dict[str, Any], plan: Plan) -> None:
     )
     for hook in document["hooks"]:
         method = "" if plan.tcx or hook["hook"] not in ("ingress", "egress") else " by clsact"
-        print(f"  {hook['hook']:<11} {hook['where']:<10} {hook['program']} ({hook['slots']} slots){method}")
+        print(f"  {hook['hook']:<11} {hook['where']:<15} {hook['program']} ({hook['slots']} slots){method}")
 
 
 def _up(arguments: argparse.Namespace) -> int:
@@ -407,8 +415,10 @@ def _others(arguments: argparse.Namespace) -> str:
 def _status(arguments: argparse.Namespace) -> int:
     if arguments.watch is None:
         return _status_once(arguments)
-    if arguments.watch <= 0:
-        raise UsageError("--watch takes a number of seconds above 0", hint="write --watch 1")
+    if not 0 < arguments.watch <= LONGEST_WATCH:  # nan is neither
+        raise UsageError(
+            f"--watch takes a number of seconds above 0, at most {LONGEST_WATCH}", hint="write --watch 1"
+        )
     while True:
         if not arguments.json and sys.stdout is not None and sys.stdout.isatty():
             print("\x1b[H\x1b[2J", end="")
@@ -511,8 +521,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit status. Nothing but SystemExit(0) of --help is ever raised."""
     words = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in words
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # Where the encoding has no arrows and ticks there are question marks for them.
+        sys.stdout.reconfigure(errors="replace")
     try:
-        return _run(words)
+        return _run_and_flush(words)
     except LoaderError as error:
         if debug:
             raise
@@ -529,7 +542,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     except BrokenPipeError:
         # Who read our output has gone; nothing more can be said there.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _give_up_output()
         return FAILED
     except Exception as error:
         if debug:
@@ -558,6 +571,17 @@ _OUTPUT_FAILS: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 def _give_up_output() -> None:
     """Let what is left in the buffer of standard output go nowhere, now and when the interpreter ends."""
     os.dup2(os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC), 1)
+
+
+def _run_and_flush(words: list[str]) -> int:
+    """Write everything out while what goes wrong with that can still be said."""
+    try:
+        status = _run(words)
+    except SystemExit:
+        print(end="", flush=True)
+        raise
+    print(end="", flush=True)
+    return status
 
 
 def _run(words: list[str]) -> int:

@@ -50,8 +50,12 @@ def run(words: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str,
         ([*UP, "--mark", "0"], "a mark of 0"),
         ([*UP, "--mark", "0x10/0x1"], "outside its mask"),
         ([*UP, "--flow-capacity", "many"], "--flow-capacity 'many' is not a number"),
+        ([*UP, "--flow-capacity", "4294967296"], "--flow-capacity 4294967296 is more than a map can hold"),
+        ([*UP, "--flow-capacity", "9" * 5000], "is not a number that fits"),
         ([*UP, "--flow-capacity", "0"], "flow_capacity=0 must be at least 1"),
         (["status", "--watch", "0"], "--watch takes a number of seconds above 0"),
+        (["status", "--watch", "nan"], "--watch takes a number of seconds above 0"),
+        (["status", "--watch", "inf"], "--watch takes a number of seconds above 0"),
         (["status", "--watch", "often"], "argument --watch"),
     ],
 )
@@ -126,3 +130,19 @@ def test_the_way_to_up_imports_nothing_slow() -> None:
     )
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert (result.stdout, result.stderr) == ("[]\n", "")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_an_output_that_takes_nothing_is_no_defect_of_ours() -> None:
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "loader", "--help"]
+        outcome = subprocess.run(command, cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert outcome.returncode == 1
+    assert outcome.stderr.startswith("error: the output cannot be written: No space left on device\n")
+    assert "Exception ignored" not in outcome.stderr
+
+
+def test_an_encoding_without_arrows_is_enough() -> None:
+    command = [sys.executable, "-m", "loader", "dump", "--iface", "lo", "--ports", "8000"]
+    outcome = subprocess.run(command, cwd=ROOT, capture_output=True, env={"PYTHONIOENCODING": "ascii"})
+    assert b"Unicode" not in outcome.stderr
