@@ -12,7 +12,7 @@ export PYTHON VENV
 PY := $(VENV)/bin/python
 ROOT := $(filter 0,$(shell id -u))
 
-.PHONY: help demo test test-kernels lint bench wheel clean
+.PHONY: help demo test test-kernels lint bench docs wheel clean
 .DEFAULT_GOAL := help
 
 help:
@@ -21,6 +21,7 @@ help:
 	@echo 'make test-kernels  the proxy on older kernels, in virtual machines; KERNELS="6.1 6.12" (root)'
 	@echo 'make lint    ruff and mypy only'
 	@echo 'make bench   the benchmarks (root)'
+	@echo 'make docs    the documentation as a site in site/'
 	@echo 'make wheel   a wheel in dist/'
 	@echo 'make clean   remove what these commands made in this folder'
 
@@ -41,7 +42,7 @@ test-kernels:
 	@scripts/test-kernels $(KERNELS) $(ARGS)
 
 lint:
-	@scripts/setup envoy,dev bpftool ip=iproute2 tc=iproute2
+	@scripts/setup envoy,dev bpftool
 	@$(PY) -m ruff check .
 	@$(PY) -m ruff format --check .
 	@$(PY) -m mypy
@@ -50,11 +51,15 @@ bench:
 	@scripts/setup envoy,dev
 	@$(PY) -m pytest tests/bench --benchmark-only $(ARGS)
 
+docs:
+	@scripts/setup docs
+	@NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --quiet
+
 wheel:
 	@scripts/setup envoy,dev
 	@$(PY) -m build --wheel
 
 clean:
 	[ ! -e $(VENV)/pyvenv.cfg ] || rm -rf $(VENV)
-	rm -rf .cache build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	rm -rf .cache build dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
