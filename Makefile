@@ -42,7 +42,7 @@ test-kernels:
 	@scripts/test-kernels $(KERNELS) $(ARGS)
 
 lint:
-	@scripts/setup envoy,dev bpftool
+	@scripts/setup envoy,dev bpftool ip=iproute2 tc=iproute2
 	@$(PY) -m ruff check .
 	@$(PY) -m ruff format --check .
 	@$(PY) -m mypy
