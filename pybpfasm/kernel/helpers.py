@@ -353,7 +353,7 @@ RESULTS: Final[dict[str, str]] = {
     ),
     "trusted_ptr_task_struct": ("158"),
 }
-#: For each kind of context: at which offsets 1, 2, 4, 8 bytes can be read, and written (bit masks),
+#: For each kind of context: at which offsets 1, 2, 4, 8 bytes can be read, and written (masks),
 #: and what is not a number there.
 CONTEXTS: Final[tuple[tuple[dict[int, int], dict[int, int], dict[int, str]], ...]] = (
     (

@@ -96,6 +96,7 @@ def long_program(count: int) -> Template[[]]:
     @sched_cls(name="long")
     def program(b: Asm, ctx: SkBuff) -> None:
         b.r6 = ctx
+        b.r3 = 0
         ctx = SkBuff(b.r6)
         for number in range(count // 10):
             macro(b, number)
