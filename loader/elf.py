@@ -16,13 +16,12 @@ from typing import TYPE_CHECKING, Final, Self
 from loader.errors import UsageError
 from loader.objects import Map, Program
 from pybpfasm.elf import ObjectFile, ObjectProgram, read_object
-from pybpfasm.kernel.enums import BPF_F_RDONLY_PROG, MapType
+from pybpfasm.kernel.enums import MapType
 
 if TYPE_CHECKING:
     from pybpfasm.btf import Btf
-    from pybpfasm.maps import MapSpec
 
-__all__ = ["LoadedObject", "create_map", "kernel_types", "load"]
+__all__ = ["LoadedObject", "kernel_types", "load"]
 
 VMLINUX: Final = Path("/sys/kernel/btf/vmlinux")
 
@@ -38,20 +37,6 @@ def kernel_types() -> Btf:
             f"this kernel shows no types of its own: {error}",
             hint="CO-RE and kernel functions need a kernel with CONFIG_DEBUG_INFO_BTF=y",
         ) from None
-
-
-def create_map(spec: MapSpec, *, inner: Map | None = None) -> Map:
-    """Create the map, with its contents; those of read-only data can't be changed any more."""
-    made = Map.create(spec, inner=inner)
-    try:
-        if spec.contents is not None:
-            made.update(bytes(4), spec.contents)
-        if spec.contents is not None and spec.flags & BPF_F_RDONLY_PROG:
-            made.freeze()
-    except BaseException:
-        made.close()
-        raise
-    return made
 
 
 class LoadedObject:
@@ -106,7 +91,7 @@ def load(
             if name in given:
                 loaded.maps[name] = given[name]
             else:
-                loaded.maps[name] = loaded._stack.enter_context(create_map(spec))
+                loaded.maps[name] = loaded._stack.enter_context(Map.create(spec))
         for name, program in chosen.items():
             loaded.programs[name] = loaded._stack.enter_context(_load(program, loaded.maps))
         for name, spec in source.maps.items():

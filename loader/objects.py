@@ -33,6 +33,7 @@ from pybpfasm.kernel.defines import BPF_F_AFTER, BPF_F_BEFORE, BPF_F_REPLACE
 from pybpfasm.kernel.enums import (
     BPF_ANY,
     BPF_F_LINK,
+    BPF_F_RDONLY_PROG,
     BPF_STATS_RUN_TIME,
     AttachType,
     Cmd,
@@ -99,6 +100,8 @@ class MapLike(Protocol):
     def map_extra(self) -> int: ...
     @property
     def inner(self) -> Any: ...
+    @property
+    def contents(self) -> bytes | None: ...
     def btf(self) -> tuple[bytes, int, int] | None: ...
 
 
@@ -507,7 +510,9 @@ class Map(Owned):
 
     @classmethod
     def create(cls, spec: MapLike, *, max_entries: int | None = None, inner: Map | None = None) -> Map:
-        """Create the map that ``spec`` describes, with its BTF.
+        """Create the map that ``spec`` describes, with its BTF and the contents that it starts with.
+
+        Read-only static data (``BPF_F_RDONLY_PROG``) is frozen: nobody can change it any more.
 
         ``max_entries`` overrules the spec's. The inner map of a map of maps is created from ``spec.inner`` as
         the template that the kernel wants, and closed again, unless ``inner`` is given.
@@ -524,7 +529,16 @@ class Map(Owned):
                 btf.close()
             if template is not None and inner is None:
                 template.close()
-        return cls(fd, key=spec.key, value=spec.value)
+        made = cls(fd, key=spec.key, value=spec.value)
+        if spec.contents is not None:
+            try:
+                made.update(bytes(4), spec.contents)
+                if spec.flags & BPF_F_RDONLY_PROG:
+                    made.freeze()
+            except BaseException:
+                made.close()
+                raise
+        return made
 
     @staticmethod
     def _create_fd(

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import ctypes
 import fcntl
-import itertools
 import os
-import re
+import secrets
 import socket
 import struct
 import subprocess
@@ -23,6 +22,7 @@ import pytest
 
 from loader.bpffs import BpfFs
 from loader.cgroup import Cgroup, find_cgroup2
+from loader.errors import LoaderError
 from loader.netns import NetNs
 from loader.sys import libc
 
@@ -30,7 +30,6 @@ CLONE_FS, CLONE_NEWNS, CLONE_NEWNET = 0x00000200, 0x00020000, 0x40000000  # linu
 MS_REC, MS_PRIVATE = 1 << 14, 1 << 18  # linux/mount.h
 # linux/capability.h
 _CAPABILITIES = {"CAP_NET_ADMIN": 12, "CAP_SYS_ADMIN": 21, "CAP_BPF": 39}
-_numbers = itertools.count()
 
 
 def _check(result: int) -> None:
@@ -95,12 +94,13 @@ def _set_up(name: str) -> None:
 def _swept_cgroups() -> None:
     """Remove the cgroups of test runs that were killed."""
     for directory in find_cgroup2().glob("pybpfasm-test-*"):
-        found = re.fullmatch(r"pybpfasm-test-(\d+)-\d+", directory.name)
-        if found and not Path(f"/proc/{found[1]}").exists():
-            try:
+        try:
+            with Cgroup.open(directory) as one:
+                # Whoever made it holds the lock as long as it lives, in whatever process namespace that is.
+                fcntl.flock(one.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 directory.rmdir()
-            except OSError:
-                pass
+        except (OSError, LoaderError):
+            pass
 
 
 @pytest.fixture
@@ -109,7 +109,8 @@ def make_cgroup(_swept_cgroups: None) -> Iterator[Callable[[], Cgroup]]:
     made: list[Cgroup] = []
 
     def make() -> Cgroup:
-        made.append(Cgroup.create(f"pybpfasm-test-{os.getpid()}-{next(_numbers)}"))
+        made.append(Cgroup.create(f"pybpfasm-test-{os.getpid()}-{secrets.token_hex(4)}"))
+        fcntl.flock(made[-1].fd, fcntl.LOCK_SH)
         return made[-1]
 
     yield make

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from loader.bpffs import BpfFs
-from loader.elf import create_map, kernel_types, load
+from loader.elf import kernel_types, load
 from loader.errors import BpfError
-from loader.objects import Program
+from loader.objects import Map, Program
 from pybpfasm.asm import Asm
 from pybpfasm.core import CoreError, core_exists, core_load, core_size, kfunc
 from pybpfasm.elf import read_object, write_object
@@ -71,7 +71,7 @@ LENGTHS = {15: 20, 50: 50, 200: 100}
 def test_static_data_is_there_and_read_only_data_stays() -> None:
     program = clamp.build()
     with ExitStack() as stack:
-        maps = {spec.name: stack.enter_context(create_map(spec)) for spec in program.maps}
+        maps = {spec.name: stack.enter_context(Map.create(spec)) for spec in program.maps}
         loaded = stack.enter_context(Program.load(program, dict(maps)))
         assert {n: loaded.test_run(b"\x12" * n).retval for n in LENGTHS} == LENGTHS
         assert maps[".data"].lookup(0).runs == 1003
@@ -142,7 +142,7 @@ def test_questions_to_this_kernel() -> None:
         Program.load(program)
     resolved = program.resolve(types)
     with ExitStack() as stack:
-        maps = {spec.name: stack.enter_context(create_map(spec)) for spec in program.maps}
+        maps = {spec.name: stack.enter_context(Map.create(spec)) for spec in program.maps}
         loaded = stack.enter_context(Program.load(resolved, dict(maps)))
         assert loaded.test_run(bytes(64)).retval == 77
         seen = maps[".bss"].lookup(0)
