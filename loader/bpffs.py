@@ -384,6 +384,11 @@ def _make_directory(path: Path, *, below: Path | None = None) -> None:
             f"{path} cannot be made: {error.strerror}",
             hint="run as root; the bpf file system allows no dot in a name",
         ) from None
+    except OSError as error:  # mounted read-only, say
+        raise LoaderError(
+            f"{path} cannot be made: {error.strerror}",
+            hint="remount the bpf file system with -o remount,rw, or name another one with --bpffs",
+        ) from None
 
 
 def _rename(old: Path, new: Path, flags: int) -> None:
