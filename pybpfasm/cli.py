@@ -125,6 +125,11 @@ def _parser() -> argparse.ArgumentParser:
     given = run.add_mutually_exclusive_group()
     given.add_argument("--hex", metavar="BYTES", help="the packet, or the memory that r1 points at")
     given.add_argument("--file", metavar="FILE", help="the same from a file")
+    given.add_argument("--pcap", metavar="FILE", help="packets from a capture, one after the other")
+    run.add_argument("--packet", type=int, metavar="N", help="only the N-th packet of the capture")
+    run.add_argument("--mark", type=lambda text: int(text, 0), default=0, help="the packet's mark")
+    run.add_argument("--trace", action="store_true", help="show every instruction with its Python line")
+    run.add_argument("--step", action="store_true", help="go through the run at a prompt, either way")
     _byteorder(run)
     return parser
 
@@ -482,7 +487,8 @@ def _run(options: argparse.Namespace) -> int:
         raise UsageError(f"--hex takes bytes in hexadecimal, not {options.hex!r}") from None
     if options.file is not None:
         data = Path(options.file).read_bytes()
-    from pybpfasm.emulator import Emulator, Skb, Xdp, run_instructions
+    from pybpfasm.emulator import run_instructions
+    from pybpfasm.emulator.cli import run_program
 
     if spec.type is ProgType.UNSPEC:
         r0, memory = run_instructions(spec.instructions, data)
@@ -490,15 +496,4 @@ def _run(options: argparse.Namespace) -> int:
         if memory:
             print(memory.hex(" "))
         return 0
-    contexts: dict[ProgType, Any] = {ProgType.SCHED_CLS: Skb, ProgType.SOCKET_FILTER: Skb, ProgType.XDP: Xdp}
-    context = contexts.get(spec.type)
-    if context is None:
-        raise CliError(
-            f"a {spec.type.name} program needs a context that this command can't make: "
-            "use pybpfasm.emulator from Python"
-        )
-    result = Emulator().load(spec).run(context(data))
-    print(f"r0 = {result.r0:#x} ({result.action}) after {result.instructions} instructions")
-    if result.packet != data:
-        print(result.packet.hex(" "))
-    return 0
+    return run_program(spec, options, input)

@@ -148,25 +148,26 @@ def main(arguments: Sequence[str], *, ask: Callable[[str], str] = input) -> int:
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 2
     try:
-        return _run(options, ask)
+        from pybpfasm.cli import load_programs
+
+        specs = load_programs(options.target)
+        if len(specs) != 1:
+            names = ", ".join(spec.name for spec in specs)
+            raise EmulatorError(f"{options.target} has several programs: name one of {names}")
+        return run_program(specs[0], options, ask)
     except (PybpfasmError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
 
 
-def _run(options: argparse.Namespace, ask: Callable[[str], str]) -> int:
-    from pybpfasm.cli import load_programs
-
-    specs = load_programs(options.target)
-    if len(specs) != 1:
-        names = ", ".join(spec.name for spec in specs)
-        raise EmulatorError(f"{options.target} has several programs: name one of {names}")
-    spec = specs[0]
+def run_program(spec: ProgramSpec, options: argparse.Namespace, ask: Callable[[str], str]) -> int:
+    """Run *spec* on the packets that the *options* name; returns 1 if one of them ends in a fault."""
     emulator = Emulator(byteorder=spec.byteorder)
     program = emulator.load(spec)
     status = 0
     traced = options.trace or options.step
     for number, packet in enumerate(_contexts(options), 1):
+        which = f"packet {number}: " if options.pcap is not None else ""
         fault: EmulatorFault | None = None
         try:
             result = program.run(_context(spec, packet, options.mark), trace=traced)
@@ -178,11 +179,9 @@ def _run(options: argparse.Namespace, ask: Callable[[str], str]) -> int:
         if options.step:
             _step(trace, ask)
         if fault is not None:
-            print(f"packet {number}: {fault}")
+            print(f"{which}{fault}")
             continue
-        shown = (
-            f"packet {number}: r0 = {result.r0:#x} ({result.action}) after {result.instructions} instructions"
-        )
+        shown = f"{which}r0 = {result.r0:#x} ({result.action}) after {result.instructions} instructions"
         print(shown + ("" if result.packet == packet else f"\n  changed: {result.packet.hex(' ')}"))
     for line in emulator.printed:
         print(f"printed: {line}")
