@@ -249,7 +249,15 @@ class Address:
 
 class Mem:
     """Memory of 1, 2, 4 or 8 bytes at an address; assigned to a register it is a load, assigned to it is a
-    store."""
+    store (RFC 9669, section 5).
+
+    The address is a register and a signed 16-bit byte offset; `AsmError` beyond. A load clears what is left
+    of the register's 8 bytes, and changes no byte order.
+
+    Atomic operations work on 4 or 8 bytes and raise `AsmError` for others; `load_acquire` and `store_release`
+    take all sizes. All but `lock_add` need ISA v3 and Linux 5.12. What they return to a register is 4 bytes
+    with zeros above them, or 8.
+    """
 
     __slots__ = ("asm", "base", "is_big", "is_signed", "name", "offset", "size")
 
@@ -272,7 +280,7 @@ class Mem:
         return mem
 
     def narrow(self, type: Scalar, offset: int = 0) -> Mem:
-        """A smaller part of this field: *type* at byte *offset* within it."""
+        """A smaller part of this field: *type* at byte *offset* within it; raises `AsmError` outside it."""
         if offset < 0 or offset + type.size > self.size:
             raise self.asm._error(f"bytes {offset} to {offset + type.size} are outside {self._what()}")
         mem = Mem(self.asm, self.base, self.offset + offset, type.size, type.order == "big", self.name)
@@ -280,7 +288,11 @@ class Mem:
 
     def store(self, value: StoreValue | object) -> None:
         """Store a register (``stx``) or a constant (``st``); a field in network order takes constants in host
-        form."""
+        form.
+
+        Of a register the low bytes are stored as they are. A constant may be signed or unsigned, in as many
+        bytes as the memory has; of 8 bytes it is a signed 32-bit one, which is extended. Raises `AsmError`.
+        """
         asm = self.asm
         if isinstance(value, Reg):
             if value.is_w:
@@ -372,27 +384,30 @@ class Mem:
         self._atomic(Atomic.FETCH_ADD, source)
 
     def fetch_or(self, source: Reg) -> None:
-        """``source = atomic_fetch_or(mem, source)``."""
+        """``source = atomic_fetch_or(mem, source)``: *source* gets the old value."""
         self._atomic(Atomic.FETCH_OR, source)
 
     def fetch_and(self, source: Reg) -> None:
-        """``source = atomic_fetch_and(mem, source)``."""
+        """``source = atomic_fetch_and(mem, source)``: *source* gets the old value."""
         self._atomic(Atomic.FETCH_AND, source)
 
     def fetch_xor(self, source: Reg) -> None:
-        """``source = atomic_fetch_xor(mem, source)``."""
+        """``source = atomic_fetch_xor(mem, source)``: *source* gets the old value."""
         self._atomic(Atomic.FETCH_XOR, source)
 
     def xchg(self, source: Reg) -> None:
-        """``source = xchg(mem, source)``."""
+        """``source = xchg(mem, source)``: memory and register change places."""
         self._atomic(Atomic.XCHG, source)
 
     def cmpxchg(self, source: Reg) -> None:
-        """``r0 = cmpxchg(mem, r0, source)``: store *source* if memory equals r0; r0 gets the old value."""
+        """``r0 = cmpxchg(mem, r0, source)``: store *source* if memory equals r0; r0 gets the old value.
+
+        Of 4 bytes, the low half of r0 is compared.
+        """
         self._atomic(Atomic.CMPXCHG, source)
 
     def store_release(self, source: Reg) -> None:
-        """``store_release(mem, source)`` (Linux 6.15)."""
+        """``store_release(mem, source)``: a store of 1 to 8 bytes, after all before it (Linux 6.15)."""
         self._operand(source)
         self.asm._emit(
             isa.STX | isa.ATOMIC | isa.SIZE_CODE[self.size],
@@ -403,7 +418,7 @@ class Mem:
         )
 
     def load_acquire(self, target: Reg) -> None:
-        """``target = load_acquire(mem)`` (Linux 6.15)."""
+        """``target = load_acquire(mem)``: a load of 1 to 8 bytes, before all that follows (Linux 6.15)."""
         self._operand(target)
         if target.index == isa.FRAME_POINTER:
             raise self.asm._frame_pointer()
@@ -512,15 +527,21 @@ class Reg:
         )
 
     def arsh(self, value: Operand) -> None:
-        """``rN s>>= value``: arithmetic shift right."""
+        """``rN s>>= value``: arithmetic shift right, by 0 to 63 bits (31 of a w register)."""
         self._alu(Alu.ARSH, value)
 
     def sdiv(self, value: Operand) -> None:
-        """``rN s/= value``: signed division (ISA v4)."""
+        """``rN s/= value``: signed division, towards 0 (ISA v4, Linux 6.6; RFC 9669, section 4.1).
+
+        Division by a register that is 0 gives 0; a constant 0 is an `AsmError`.
+        """
         self._alu(Alu.DIV, value, 1)
 
     def smod(self, value: Operand) -> None:
-        """``rN s%= value``: signed modulo (ISA v4)."""
+        """``rN s%= value``: signed modulo, with the sign of rN (ISA v4, Linux 6.6).
+
+        Modulo 0 in a register leaves rN; a constant 0 is an `AsmError`.
+        """
         self._alu(Alu.MOD, value, 1)
 
     def __neg__(self) -> Unary:
@@ -669,7 +690,11 @@ def be16(value: int) -> Imm: ...
 @overload
 def be16(value: Reg) -> Unary: ...
 def be16(value: int | Reg) -> Imm | Unary:
-    """A constant of 16 bits in network order, or, of a register, ``rN = be16 rN`` (RFC 9669, section 4.2)."""
+    """A constant of 16 bits in network order, or, of a register, ``rN = be16 rN`` (RFC 9669, section 4.2).
+
+    Of a register: its low 16 bits from host to network order or back, with zeros above them. A constant is
+    unsigned; raises `AsmError` where it does not fit.
+    """
     return _swap("be", 16, value)
 
 
@@ -719,7 +744,7 @@ def le64(value: int | Reg) -> Imm | Unary:
 
 
 def bswap16(value: Reg) -> Unary:
-    """``rN = bswap16 rN`` (ISA v4)."""
+    """``rN = bswap16 rN``: the low 16 bits with their bytes exchanged, zeros above (ISA v4, Linux 6.6)."""
     return Unary("bswap", 16, value)
 
 
@@ -749,7 +774,8 @@ def s32(value: Reg) -> Unary:
 
 
 def imm64(value: int) -> Imm:
-    """A constant of 64 bits, which takes the 16-byte ``lddw`` instruction (RFC 9669, section 5.4)."""
+    """A constant of 64 bits, signed or unsigned, which takes the 16-byte ``lddw`` instruction (RFC 9669,
+    section 5.4); raises `AsmError` where it does not fit."""
     if not isinstance(value, int):
         raise AsmError(f"imm64() takes a constant, not {_a(value)}", resolve(capture(None, 2)))
     if not -(1 << 63) <= value <= _U64_MAX:
@@ -1129,7 +1155,10 @@ class Asm:
 
     # Named macros.
     def lea(self, target: Reg, what: Address | Struct | ArrayView | Mem) -> None:
-        """*target* = the address of *what*: a move and an addition (no addition where the offset is 0)."""
+        """*target* = the address of *what*: a move and an addition (no addition where the offset is 0).
+
+        Raises `AsmError` for a w register, r10, and what is in no memory.
+        """
         address = what.address if isinstance(what, (Struct, ArrayView)) else what
         if not isinstance(target, Reg) or not isinstance(address, (Address, Mem)):
             raise self._error(f"lea takes a register and what is in memory, not {_a(target)} and {_a(what)}")
@@ -1167,14 +1196,18 @@ class Asm:
 
     # Instructions without an operator.
     def exit(self) -> None:
-        """Leave the function with r0 as its result."""
+        """Leave the function with r0 as its result (RFC 9669, section 4.3).
+
+        What follows must have a label; anything else raises `AsmError`.
+        """
         self._emit(isa.OP_EXIT)
         self._terminated = True
 
     def call(self, what: Helper | int | Subprogram | Extern) -> None:
         """Call a helper, a subprogram or a function of the kernel (`pybpfasm.core.kfunc`).
 
-        Arguments are in r1 to r5, the result comes in r0; r1 to r5 are lost.
+        Arguments are in r1 to r5, the result comes in r0; r1 to r5 are lost. A helper is a `Helper`, or its
+        number (``BPF_FUNC_*``, RFC 9669 section 4.3.1). Raises `AsmError` for what can't be called.
         """
         from pybpfasm.program import Subprogram
 
@@ -1201,7 +1234,7 @@ class Asm:
     def label(self, label: str | Label) -> None:
         """Mark this place as *label*.
 
-        A name may stand for one place in a function.
+        A name may stand for one place in a function; raises `AsmError` for a second.
         """
         found = self._label(label)
         if found in self._places:
@@ -1218,17 +1251,23 @@ class Asm:
     # Blocks.
     def If(self, condition: Condition) -> _If:
         """``with b.If(cond):`` a block that runs where *condition* holds; ``b.If(cond).goto(label)`` a
-        jump."""
+        jump.
+
+        Raises `AsmError` for what is no comparison, a Python ``bool`` among them, and, when the function is
+        finished, where neither follows.
+        """
         return _If(self, condition)
 
     def Elif(self, condition: Condition) -> _Else:
-        """A block, directly after that of an If or Elif, for another condition."""
+        """A block, directly after that of an If or Elif, for another condition; raises `AsmError`
+        elsewhere."""
         if not isinstance(condition, Condition):
             raise self._error(f"Elif takes a comparison of registers, not {_a(condition)}")
         return _Else(self, condition)
 
     def Else(self) -> _Else:
-        """A block, directly after that of an If or Elif, for the remaining cases."""
+        """A block, directly after that of an If or Elif, for the remaining cases; raises `AsmError`
+        elsewhere."""
         return _Else(self, None)
 
     def Loop(self) -> LoopBlock:
@@ -1239,7 +1278,8 @@ class Asm:
     def While(self, condition: Condition) -> LoopBlock:
         """``with b.While(cond):`` tests at the top and repeats the block.
 
-        The verifier must see that it ends.
+        The verifier must see that it ends: it follows every turn, a million instructions in all. Raises
+        `AsmError` for what is no comparison.
         """
         if not isinstance(condition, Condition):
             raise self._error(f"While takes a comparison of registers, not {_a(condition)}")

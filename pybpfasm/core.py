@@ -136,7 +136,8 @@ class Extern:
 def kfunc(name: str, *, weak: bool = False) -> Extern:
     """A function of the kernel, for ``b.call(kfunc("bpf_rcu_read_lock"))``.
 
-    Where the kernel lacks a *weak* one, the program is refused only if it can get to the call.
+    Needs Linux 5.13, and `ProgramSpec.resolve` before the load, which raises `CoreError` where the kernel
+    lacks the function. Where it lacks a *weak* one, the program is refused only if it can get to the call.
     """
     return Extern(name, "kfunc", weak)
 
@@ -670,19 +671,26 @@ def core_load(to: Reg, view: Struct, path: str) -> None:
 
 
 def core_offset(to: Reg, struct: type[Struct], path: str) -> None:
-    """``rN = offset``: where the kernel has the field, in bytes from the start of *struct*."""
+    """``rN = offset``: where the kernel has the field, in bytes from the start of *struct*.
+
+    Arguments and errors as with `core_load`; a kernel without the field refuses the program if it can get
+    there (see `core_exists`).
+    """
     access, _, offset = _path(to, struct, path)
     _constant(to, CoreKind.FIELD_BYTE_OFFSET, struct, access, offset)
 
 
 def core_add_offset(to: Reg, struct: type[Struct], path: str) -> None:
-    """``rN += offset``: from the address of a *struct* of the kernel to that of its field."""
+    """``rN += offset``: from the address of a *struct* of the kernel to its field's, as `core_offset`."""
     access, _, offset = _path(to, struct, path)
     _constant(to, CoreKind.FIELD_BYTE_OFFSET, struct, access, offset, Alu.ADD)
 
 
 def core_size(to: Reg, struct: type[Struct], path: str = "") -> None:
-    """``rN = size``: how many bytes the kernel's field takes, or without *path* its structure."""
+    """``rN = size``: how many bytes the kernel's field takes, or without *path* its structure.
+
+    Raises `AsmError`.
+    """
     if not path:
         _constant(to, CoreKind.TYPE_SIZE, struct, "0", struct.sizeof)
         return
@@ -691,7 +699,10 @@ def core_size(to: Reg, struct: type[Struct], path: str = "") -> None:
 
 
 def core_exists(to: Reg, struct: type[Struct], path: str = "") -> None:
-    """``rN = 1`` where the kernel has the field, or without *path* the structure, else ``rN = 0``."""
+    """``rN = 1`` where the kernel has the field, or without *path* the structure, else ``rN = 0``.
+
+    Raises `AsmError`.
+    """
     if not path:
         _constant(to, CoreKind.TYPE_EXISTS, struct, "0", 1)
         return

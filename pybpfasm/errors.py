@@ -57,11 +57,11 @@ class AsmError(PybpfasmError):
 
 
 class LayoutError(PybpfasmError):
-    """A structure that can't be laid out, or a value that does not fit its field."""
+    """A structure or map that can't be declared so, or a value that does not fit its field."""
 
 
 class DecodeError(PybpfasmError):
-    """Bytes that are not a valid instruction; the message names the offset and the field."""
+    """Bytes that are not a valid instruction; the message names the byte offset and the field."""
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:

@@ -284,7 +284,7 @@ class ArrayView:
         return field.element, index * field.element.size
 
     def at(self, index: int) -> Any:
-        """A view of element *index* where the elements are structures or arrays."""
+        """A view of element *index* where these are structures or arrays; raises `AsmError` outside."""
         field = self._field
         if isinstance(field.element, Scalar):
             return self[index]
@@ -320,11 +320,14 @@ class ArrayView:
         return self._address
 
     def u32(self, index: int) -> Mem:
-        """The *index*-th 4-byte word of the array, whatever its element type is."""
+        """The *index*-th 4-byte word of the array, in host order, whatever its element type is.
+
+        Raises `AsmError` outside the array.
+        """
         return self._word(U32(), index)
 
     def u64(self, index: int) -> Mem:
-        """The *index*-th 8-byte word of the array, whatever its element type is."""
+        """The *index*-th 8-byte word of the array, as `u32`."""
         return self._word(U64(), index)
 
     def _word(self, word: Scalar, index: int) -> Mem:
@@ -343,7 +346,8 @@ class ArrayView:
 class Array(Field):
     """*count* elements of one type.
 
-    `U8` arrays are ``bytes`` in Python, others are tuples.
+    `U8` arrays are ``bytes`` in Python, others are tuples. The size is *count* times the element's, without
+    gaps. Raises `LayoutError` for a negative *count*.
     """
 
     __slots__ = ("count", "element")
@@ -402,7 +406,7 @@ class Array(Field):
 
 
 class Bytes(Array):
-    """*size* bytes without a structure of their own."""
+    """*size* bytes without a structure of their own, alignment 1; ``bytes`` in Python."""
 
     __slots__ = ()
 
@@ -414,7 +418,8 @@ S = TypeVar("S", bound="Struct")
 
 
 class Nested(Field, Generic[S]):
-    """A structure inside a structure."""
+    """A structure inside a structure, with its size and alignment; in Python a `Record`, and when packed a
+    dict or bytes too."""
 
     __slots__ = ("struct",)
 
@@ -515,7 +520,11 @@ class Struct:
     """Base of all layouts; see the module's text.
 
     Class keywords: ``kernel_name`` is the name in C and BTF (default: the class's own), ``size`` the total
-    size where it is more than the fields take, ``packed`` leaves out natural alignment.
+    size where it is more than the fields take, ``packed`` leaves out natural alignment. Otherwise fields lie
+    where a C compiler puts them on a 64-bit machine, and the size is a multiple of the largest alignment.
+
+    ``fields`` maps names to `Field` objects, ``sizeof`` and ``alignof`` are in bytes. Raises `LayoutError`
+    for a field name that is taken, a size too small, a negative offset.
     """
 
     __slots__ = ("_address",)
@@ -629,7 +638,10 @@ class Struct:
 
     @classmethod
     def unpack(cls, data: bytes, *, byteorder: ByteOrder = sys.byteorder) -> Record:
-        """The fields of *data*, which must be ``sizeof`` bytes long; raises `LayoutError` otherwise."""
+        """The fields of *data*, which must be ``sizeof`` bytes long; raises `LayoutError` otherwise.
+
+        ``Be`` fields become host numbers, others are read in *byteorder*.
+        """
         if len(data) != cls.sizeof:
             raise LayoutError(f"{cls.__name__} is {cls.sizeof} bytes, got {len(data)}")
         return Record(

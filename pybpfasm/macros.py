@@ -22,7 +22,8 @@ def tail_call(b: Asm, ctx: Struct | Reg, programs: MapSpec, index: int | Reg) ->
 
     Where there is no program at *index*, or after 33 of these calls, it goes on behind this. Writes r1 to r3,
     which the call loses, r4 and r5 with them; the context and *index* may be in any of them that is not
-    overwritten before it is read: the context not in r2 and r3, *index* not in r1 and r2.
+    overwritten before it is read: the context not in r2 and r3, *index* not in r1 and r2. Raises `AsmError`
+    for a map of another type, and an *index* in r1 or r2.
     """
     if programs.type is not MapType.PROG_ARRAY:
         raise AsmError(

@@ -56,10 +56,11 @@ class MapSpec:
 
     ``name`` (1 to 15 of ``A-Za-z0-9_.``) identifies it within a set of programs. ``key`` and ``value`` are a
     `Struct` class, a field such as ``U32()``, a size in bytes, or ``None`` where the type has none. ``flags``
-    are the kernel's ``BPF_F_*`` for map creation. ``contents`` are the bytes that the only value of an array
-    map starts with: static data. ``initial`` says which program or map, by its name, is in an entry of an
-    array of programs or maps from the start; objects hold this, and who loads them fills it in. Raises
-    `LayoutError` where these can't be.
+    are the kernel's ``BPF_F_*`` for map creation, ``map_extra`` what a few types want besides (``union
+    bpf_attr``). ``inner`` is the pattern of the maps in a map of maps. ``contents`` are the bytes that the
+    only value of an array map starts with: static data. ``initial`` says which program or map, by its name,
+    is in an entry of an array of programs or maps from the start; objects hold this, and who loads them fills
+    it in. Raises `LayoutError` where these can't be.
     """
 
     name: str
@@ -93,11 +94,14 @@ class MapSpec:
 
     @property
     def value_size(self) -> int:
-        """Bytes of a value (of one CPU's value for per-CPU maps)."""
+        """Bytes of a value; of one CPU's for per-CPU maps, where the kernel rounds up to 8 for each."""
         return _size(self.value)
 
     def value_at(self, offset: int = 0) -> MapValue:
-        """The address of byte *offset* of an array map's only value, for ``b.r1 = stats.value_at(8)``."""
+        """The address of byte *offset* of an array map's only value, for ``b.r1 = stats.value_at(8)``.
+
+        Takes Linux 5.2. Raises `LayoutError` for other maps, and outside the value.
+        """
         if self.type is not MapType.ARRAY or self.max_entries != 1:
             raise LayoutError(
                 f"map {self.name}: only an ARRAY of one entry has an address that is known at load"
@@ -135,7 +139,8 @@ class MapSpec:
 
 @dataclass(frozen=True)
 class MapValue:
-    """The address of a byte within a map's value (``BPF_PSEUDO_MAP_VALUE``)."""
+    """The address of a byte within a map's value (``BPF_PSEUDO_MAP_VALUE``, RFC 9669 section 5.4); ``offset``
+    is in bytes."""
 
     map: MapSpec
     offset: int

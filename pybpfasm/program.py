@@ -91,6 +91,12 @@ class ProgramSpec:
 
     It is plain data: the same source gives the same bytes on every machine. Descriptors of maps are filled in
     by `code`, at load.
+
+    ``name``, ``type``, ``attach_type``, ``license`` and ``prog_flags`` (``BPF_F_*``) are for
+    ``BPF_PROG_LOAD``. ``instructions`` are all of the program's, subprograms behind the main function;
+    ``functions`` says where each begins, ``slots`` how many slots of 8 bytes they take. ``maps`` are those
+    that they name. ``byteorder`` is that of the machine which it was built for. Raises `AsmError` for two
+    different maps of one name.
     """
 
     def __init__(
@@ -143,7 +149,8 @@ class ProgramSpec:
         return self.attach_type if self.type in _WANTS_ATTACH_TYPE else None
 
     def code(self, map_fds: Mapping[str, int] | None = None) -> bytes:
-        """The instructions' bytes, with the descriptors of *map_fds* (by map name) in place, 0 for others.
+        """The instructions' bytes, 8 a slot, with the descriptors of *map_fds* (by map name) in place, 0 for
+        others.
 
         Raises `CoreError` where something is `unresolved`.
         """
@@ -193,7 +200,8 @@ class ProgramSpec:
         return made
 
     def location(self, slot: int) -> SourceLocation | None:
-        """The Python line that wrote the instruction at 8-byte *slot*."""
+        """The Python line that wrote the instruction at 8-byte *slot*, ``None`` outside the program and where
+        no line is known."""
         import bisect
 
         index = bisect.bisect_right(self._starts, slot) - 1
@@ -214,7 +222,8 @@ class ProgramSpec:
         return listing(self, lines=lines)
 
     def btf(self) -> bytes:
-        """BTF with the functions' prototypes and the strings that `line_info` names."""
+        """BTF with the functions' prototypes and the strings that `line_info` names, in the program's byte
+        order."""
         return self._debug_info()[0]
 
     def func_info(self) -> bytes:
@@ -421,7 +430,7 @@ class Template(Generic[P]):
         return self.build_for(sys.byteorder, *args, **kwargs)
 
     def build_for(self, byteorder: ByteOrder, *args: P.args, **kwargs: P.kwargs) -> ProgramSpec:
-        """As `build`, for a machine of the given byte order."""
+        """As `build`, for a machine of the given byte order (``"little"`` or ``"big"``)."""
         main = Asm(self.name, self._function.__code__, byteorder)
         with _writing(main):
             self._function(main, self.context(main.r1), *args, **kwargs)
@@ -526,12 +535,25 @@ class Kind(Generic[C]):
 
 
 sched_cls: Final = Kind(ProgType.SCHED_CLS, SkBuff, (AttachType.TCX_INGRESS, AttachType.TCX_EGRESS))
+"""Programs at traffic control (``BPF_PROG_TYPE_SCHED_CLS``), on `SkBuff`; they return a `TcxAction`."""
 xdp: Final = Kind(ProgType.XDP, XdpMd, (AttachType.XDP,))
+"""Programs at the driver (``BPF_PROG_TYPE_XDP``), on `XdpMd`; they return an `XdpAction`."""
 socket_filter: Final = Kind(ProgType.SOCKET_FILTER, SkBuff)
+"""Filters of a socket (``BPF_PROG_TYPE_SOCKET_FILTER``), on `SkBuff`; they return how many bytes to keep."""
 cgroup_sockopt: Final = Kind(
     ProgType.CGROUP_SOCKOPT, SockOpt, (AttachType.CGROUP_GETSOCKOPT, AttachType.CGROUP_SETSOCKOPT)
 )
+"""Programs of a cgroup around ``getsockopt`` and ``setsockopt`` (``BPF_PROG_TYPE_CGROUP_SOCKOPT``), on
+`SockOpt`; they return 1 to allow, 0 to refuse. The attach type must be given."""
 cgroup_sock_addr: Final = Kind(ProgType.CGROUP_SOCK_ADDR, SockAddr)
+"""Programs of a cgroup at ``connect``, ``bind``, ``sendmsg`` and the like
+(``BPF_PROG_TYPE_CGROUP_SOCK_ADDR``), on `SockAddr`; they return 1 to allow, 0 to refuse. The attach type must
+be given."""
 sock_ops: Final = Kind(ProgType.SOCK_OPS, SockOps, (AttachType.CGROUP_SOCK_OPS,))
+"""Programs of a cgroup at events of TCP connections (``BPF_PROG_TYPE_SOCK_OPS``), on `SockOps`."""
 sk_msg: Final = Kind(ProgType.SK_MSG, SkMsgMd, (AttachType.SK_MSG_VERDICT,))
+"""Programs of a sockmap at each message that is sent (``BPF_PROG_TYPE_SK_MSG``), on `SkMsgMd`; they return 1
+to pass, 0 to drop."""
 sk_lookup: Final = Kind(ProgType.SK_LOOKUP, SkLookup, (AttachType.SK_LOOKUP,))
+"""Programs of a network namespace that choose the socket of a packet (``BPF_PROG_TYPE_SK_LOOKUP``), on
+`SkLookup`; they return 1 to go on, 0 to drop."""
