@@ -946,13 +946,21 @@ def _dismantle(directory: Path) -> list[str]:
         if not instance.complete:
             _remove_orphans(instance.name)
         lost = [one.name for one in instance.interfaces if one.method == "clsact" and instance.netns is None]
+        # A socket holds the sk_msg program, which holds the map, which holds the socket.
+        kept = sum(one.count() for one in instance.maps.values() if one.type is MapType.SOCKHASH)
     remove_tree(directory)
+    warnings = []
     if lost:
-        return [
+        warnings.append(
             f"the network namespace of {', '.join(lost)} is gone, or hidden from this process: in the latter "
             "case the filters there stay"
-        ]
-    return []
+        )
+    if kept:
+        warnings.append(
+            f"{kept} sockets of connections between Envoy and the application stay accelerated until they "
+            "close, and the kernel keeps the sk_msg program and its map so long"
+        )
+    return warnings
 
 
 def _remove_orphans(name: str) -> None:
