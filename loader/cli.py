@@ -552,6 +552,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(error, PybpfasmError):
             say(f"error: {error}")
             return FAILED
+        if isinstance(error, ModuleNotFoundError) and error.name in _PACKAGES:
+            say(
+                f"error: the Python package {error.name!r} is missing\n"
+                f"  {sys.executable} -m pip install {error.name}, or use the Python in .venv"
+            )
+            return FAILED
         if isinstance(error, OSError) and error.errno in _OUTPUT_FAILS and error.filename is None:
             _give_up_output()
             say(f"error: the output cannot be written: {error.strerror}\n  `{PROG} status` shows what is up")
@@ -564,6 +570,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return FAILED
 
 
+# What some commands need besides the standard library.
+_PACKAGES: Final = ("pyroute2", "rich")
 # The errno values with which a write to a file of somebody's choice fails.
 _OUTPUT_FAILS: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 

@@ -146,3 +146,13 @@ def test_an_encoding_without_arrows_is_enough() -> None:
     command = [sys.executable, "-m", "loader", "dump", "--iface", "lo", "--ports", "8000"]
     outcome = subprocess.run(command, cwd=ROOT, capture_output=True, env={"PYTHONIOENCODING": "ascii"})
     assert b"Unicode" not in outcome.stderr
+
+
+def test_a_package_that_is_missing_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(cli.COMMANDS, "doctor", lambda arguments: __import__("rich").error)
+    monkeypatch.setitem(sys.modules, "rich", None)
+    status, out, err = run(["doctor"], capsys)
+    assert (status, out) == (1, "")
+    assert err.startswith("error: the Python package 'rich' is missing\n")
