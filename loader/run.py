@@ -77,9 +77,9 @@ def run(
             "warning",
             *arguments,
         ]
-        process = spawn(command, Place(netns=netns, cgroup=cgroup), stdout=sys.stdout, stderr=sys.stderr)
-        stack.callback(stop, process)
         try:
+            process = spawn(command, Place(netns=netns, cgroup=cgroup), stdout=sys.stdout, stderr=sys.stderr)
+            stack.callback(stop, process)
             _wait(netns, request.settings.envoy_port, process)
             result = up(request)
             stack.callback(down, request.name, request.bpffs)
