@@ -13,6 +13,7 @@ The server's interface is called eth0, so that what is typed for it is what is t
 
 from __future__ import annotations
 
+import errno
 import itertools
 import json
 import os
@@ -31,6 +32,7 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 from loader import envoy
+from loader.bpffs import mounts
 from loader.cgroup import find_cgroup2
 from loader.errors import CapabilityError, LoaderError
 from loader.netns import NetNs
@@ -484,6 +486,11 @@ def _mount_namespace(bpffs: bool) -> int:
     os.close(to_parent)
     try:
         answer = json.loads(os.read(from_child, 4096) or b'{"text": "the child died"}')
+        if answer.get("errno") == errno.EINVAL and not any(m.mount_point == Path("/") for m in mounts()):
+            raise PlaygroundError(
+                "this process runs in a chroot, which a mount namespace of its own would leave",
+                hint="run it in a container, in a virtual machine, or on the host itself",
+            )
         if answer:
             raise OSError(answer.get("errno"), f"a private bpffs cannot be prepared: {answer['text']}")
         return os.open(f"/proc/{child}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
