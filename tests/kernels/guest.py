@@ -209,7 +209,8 @@ def check_connections(result: Result) -> None:
                     one_connection(playground, envoy, file, kind, address)
                     after = command(playground, "status")["counters"]
                     check_counters(before, after, address, file)
-                    result.connections[f"{kind.upper()} over {family}, {file.partition('-dual')[0]}"] = True
+                    how = "original destination" if "original-dst" in file else "static"
+                    result.connections[f"{kind.upper()} over {family}, {how}"] = True
                     print(f"  {kind} to {address} by {file}", flush=True)
         application.stop()
 
