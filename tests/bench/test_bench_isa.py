@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only
 """How fast instructions are decoded, encoded, printed and read.
 
-The extra information has instructions per second of the process's own time. What is asserted is a fifth of
-what is usual, so that only an algorithm that has gone wrong fails, and not a busy machine.
+The extra information has instructions per second of the process's own time. Nothing is asserted about time.
 """
 
 from __future__ import annotations
@@ -37,8 +36,8 @@ INSTRUCTIONS = assemble(TEXT) * 8000
 CODE = encode(INSTRUCTIONS)
 
 
-def best(work: Callable[[], object], benchmark: Any, count: int = len(INSTRUCTIONS)) -> float:
-    """Instructions a second, in the best of the rounds."""
+def rate(work: Callable[[], object], benchmark: Any, count: int = len(INSTRUCTIONS)) -> None:
+    """Note instructions a second, in the best of the rounds."""
     rounds = []
 
     def timed() -> None:
@@ -47,29 +46,27 @@ def best(work: Callable[[], object], benchmark: Any, count: int = len(INSTRUCTIO
         rounds.append(time.process_time() - start)
 
     benchmark.pedantic(timed, rounds=5, warmup_rounds=1)
-    rate = count / min(rounds)
-    benchmark.extra_info["instructions_per_second"] = round(rate)
-    return rate
+    benchmark.extra_info["instructions_per_second"] = round(count / min(rounds))
 
 
 def test_decode(benchmark: Any) -> None:
-    assert best(lambda: decode(CODE), benchmark) > 300_000
+    rate(lambda: decode(CODE), benchmark)
 
 
 def test_encode(benchmark: Any) -> None:
-    assert best(lambda: encode(INSTRUCTIONS), benchmark) > 300_000
+    rate(lambda: encode(INSTRUCTIONS), benchmark)
 
 
 def test_text(benchmark: Any) -> None:
-    assert best(lambda: [text(insn) for insn in INSTRUCTIONS], benchmark) > 200_000
+    rate(lambda: [text(insn) for insn in INSTRUCTIONS], benchmark)
 
 
 def test_assemble_text(benchmark: Any) -> None:
     words = "\n".join(text(insn) for insn in INSTRUCTIONS[:26000])
-    assert best(lambda: assemble(words), benchmark, 26000) > 15_000
+    rate(lambda: assemble(words), benchmark, 26000)
 
 
 @pytest.mark.parametrize("count", [10_000, 100_000])
 def test_decode_is_linear(benchmark: Any, count: int) -> None:
     data = encode(assemble("r0 = 0")) * count
-    assert best(lambda: decode(data), benchmark, count) > 300_000
+    rate(lambda: decode(data), benchmark, count)

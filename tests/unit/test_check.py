@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
 
 import pytest
@@ -27,6 +26,7 @@ from pybpfasm.program import (
     xdp,
 )
 from pybpfasm.text import assemble
+from tests.work import calls
 
 HASH = MapSpec("hash", MapType.HASH, U32(), 16, 4)
 ARRAY = MapSpec("array", MapType.ARRAY, U32(), 16, 4)
@@ -289,17 +289,10 @@ def _long(size: int) -> ProgramSpec:
     return spec_of(text)
 
 
-def test_time_is_in_proportion_to_size() -> None:
-    times = []
-    for size in (9_000, 36_000):
-        spec = _long(size)
-        measured = []
-        for _ in range(2):
-            start = time.thread_time()
-            assert check(spec) == []
-            measured.append(time.thread_time() - start)
-        times.append(min(measured))
-    assert times[1] < 12 * times[0]  # four times as long; a shared machine is not exact
+def test_work_is_in_proportion_to_size() -> None:
+    short, long = _long(4_500), _long(18_000)
+    assert check(long) == []
+    assert calls(lambda: check(long)) < 5 * calls(lambda: check(short))
 
 
 def test_nonsense_does_not_break_the_check() -> None:
