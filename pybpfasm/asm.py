@@ -1519,8 +1519,8 @@ class Asm:
     def finish(self) -> list[Instruction]:
         """The instructions, jumps resolved; references to maps and subprograms stay.
 
-        Raises `AsmError` for a label that nothing marks, a jump of more than 32767 slots, a comparison that
-        nothing uses, an empty function, and a way past its end.
+        Raises `AsmError` for a label that nothing marks, a comparison that nothing uses, an empty function
+        and a way past its end.
         """
         for loose in self._loose.values():
             what = "If(…) is neither a `with` block nor followed by .goto()"
@@ -1551,6 +1551,7 @@ class Asm:
                         "and the statement before always leaves",
                         resolve(origin),
                     )
+        self._reach()
         for index in self._referring:
             insn = self._body[index]
             label = insn.reference
@@ -1565,16 +1566,46 @@ class Asm:
                     resolve(insn.origin),
                 )
             distance = self._slot(place) - self._slot(index) - 1
-            if insn.opcode == isa.OP_JA and not -32768 <= distance <= 32767:
-                insn.opcode, insn.imm = isa.OP_GOTOL, distance
-                continue
-            if not -32768 <= distance <= 32767:
-                raise AsmError(
-                    f"the jump to {label.hint!r} spans {distance} slots, more than 16 bits hold",
-                    resolve(insn.origin),
-                )
-            insn.offset = distance
+            if insn.opcode == isa.OP_GOTOL:
+                insn.imm = distance
+            else:
+                insn.offset = distance
         return self._body
+
+    def _reach(self) -> None:
+        """Let jumps of more than 16 bits arrive (ISA v4, Linux 6.6).
+
+        ``goto`` becomes ``gotol``. A conditional jump goes over a ``goto`` behind it, to a ``gotol`` that is
+        written for it: two instructions more, which may put others out of reach.
+        """
+        while True:
+            far = []
+            for index in self._referring:
+                insn = self._body[index]
+                label = insn.reference
+                if not isinstance(label, Label) or label not in self._places or insn.opcode == isa.OP_GOTOL:
+                    continue
+                if not -32768 <= self._slot(self._places[label]) - self._slot(index) - 1 <= 32767:
+                    if insn.opcode == isa.OP_JA:
+                        insn.opcode = isa.OP_GOTOL
+                    else:
+                        far.append(index)
+            if not far:
+                return
+            body: list[Instruction] = []
+            begin = 0
+            for index in far:
+                insn = self._body[index]
+                over = Instruction(isa.OP_JA, offset=1, origin=insn.origin)
+                long = Instruction(isa.OP_GOTOL, reference=insn.reference, origin=insn.origin)
+                insn.reference, insn.offset = None, 1
+                body += [*self._body[begin : index + 1], over, long]
+                begin = index + 1
+            self._body = body + self._body[begin:]
+            moved = {label: place + 2 * bisect_left(far, place) for label, place in self._places.items()}
+            self._places = moved
+            self._wides = [index + 2 * bisect_left(far, index) for index in self._wides]
+            self._referring = [i for i, insn in enumerate(self._body) if insn.reference is not None]
 
     def _slot(self, index: int) -> int:
         """The slot of the instruction at *index*: those before it, and the wide ones among them once more."""
