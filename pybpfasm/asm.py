@@ -286,7 +286,7 @@ class Mem:
         mem = Mem(self.asm, self.base, self.offset + offset, type.size, type.order == "big", self.name)
         return mem
 
-    def store(self, value: StoreValue | object) -> None:
+    def store(self, value: object) -> None:
         """Store a register (``stx``) or a constant (``st``); a field in network order takes constants in host
         form.
 
