@@ -366,7 +366,10 @@ class Staging:
                 ) from None
             _rename(self.path, final, _RENAME_EXCHANGE)
             self.published = True
-            remove_tree(self.path)
+            # From here on the new instance is what is up, so nothing may undo it. What cannot be removed is
+            # in a staging directory, and these are tidied up by whichever loader comes next.
+            with contextlib.suppress(OSError):
+                remove_tree(self.path)
         self.published = True
         return final
 

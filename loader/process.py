@@ -14,7 +14,8 @@ import pickle
 import signal
 import subprocess
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, TypeVar
@@ -184,3 +185,39 @@ def call(function: Callable[[], T], place: Place) -> T:
         raise ForkedCallError(value)
     result: T = value
     return result
+
+
+@contextmanager
+def if_killed(act: Callable[[], object]) -> Iterator[int]:
+    """A context: if this process dies in it, of SIGKILL say, a child that was forked before calls `act`.
+
+    Gives the child's process id. The child is in a session of its own and ignores what a terminal sends, has
+    no standard input and output, and keeps standard error. Where the context is left in any orderly way, by
+    an exception too, it ends without doing anything.
+    """
+    read_end, write_end = os.pipe()
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            os.setsid()
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGPIPE):
+                signal.signal(number, signal.SIG_IGN)
+            os.close(write_end)
+            nothing = os.open(os.devnull, os.O_RDWR)
+            os.dup2(nothing, 0)
+            os.dup2(nothing, 1)
+            if os.read(read_end, 1) == b"":  # nobody can write any more, and nobody said that all is well
+                act()
+            status = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(status)
+    os.close(read_end)
+    try:
+        yield child
+    finally:
+        os.write(write_end, b".")
+        os.close(write_end)
+        os.waitpid(child, 0)

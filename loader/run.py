@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import sys
 import tempfile
@@ -14,11 +15,11 @@ from typing import Any
 
 from loader import envoy
 from loader import plan as planning
-from loader.errors import ConflictError, UsageError
+from loader.errors import ConflictError, LoaderError, UsageError
 from loader.instance import down, open_instance, up
 from loader.netns import NetNs, listeners
 from loader.plan import Request
-from loader.process import Place, spawn, stop
+from loader.process import Place, if_killed, spawn, stop
 
 __all__ = ["DEFAULT_CONFIG", "run"]
 
@@ -44,8 +45,8 @@ def run(
     """Start Envoy, bring the proxy up, wait until Envoy ends or a signal comes, and take both down.
 
     ``config`` is the name of one of our Envoy files, or the path of another one, which is taken as it is.
-    ``arguments`` go to Envoy. Returns Envoy's own exit status; 128 and the number of a signal. Raises
-    :class:`~loader.errors.LoaderError`.
+    ``arguments`` go to Envoy. If this process is killed, a child of it takes the proxy down. Returns Envoy's
+    own exit status; 128 and the number of a signal. Raises :class:`~loader.errors.LoaderError`.
     """
     if (there := open_instance(request.name, request.bpffs)) is not None:
         there.close()
@@ -63,6 +64,16 @@ def run(
 
     with ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="pybpfasm-run-")))
+
+        def clear_up() -> None:
+            shutil.rmtree(directory, ignore_errors=True)
+            try:
+                down(request.name, request.bpffs)
+            except LoaderError as error:
+                print(f"run was killed, and the proxy could not be taken down: {error}", file=sys.stderr)
+
+        # The kernel ends Envoy when this process dies; without Envoy the proxy would refuse every connection.
+        stack.enter_context(if_killed(clear_up))
         netns = stack.enter_context(NetNs.open(request.netns))
         path = _config(request, config, directory)
         envoy.validate(path, binary)

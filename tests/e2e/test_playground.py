@@ -19,6 +19,7 @@ from loader.cgroup import find_cgroup2
 from loader.playground import CLIENT, CLIENT6, SERVER, SERVER6, Application, Playground, PlaygroundError
 from loader.process import ForkedCallError, Place, call
 from tests.e2e import traffic
+from tests.processes import alive
 
 FAMILIES = [pytest.param(SERVER, CLIENT, id="ipv4"), pytest.param(SERVER6, CLIENT6, id="ipv6")]
 
@@ -247,7 +248,7 @@ def gone(
     process.communicate(timeout=20)
     deadline = time.monotonic() + 10
     while True:
-        left = [f"process {pid}" for pid in [guardian, *pids] if _alive(pid)]
+        left = [f"process {pid}" for pid in [guardian, *pids] if alive(pid)]
         left += [str(path) for path in (cgroup, directory) if path.exists()]
         if not left:
             return
@@ -255,20 +256,12 @@ def gone(
         time.sleep(0.02)
 
 
-def _alive(pid: int) -> bool:
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-    return state != "Z"  # an orphan that is dead may wait for the host's init to notice
-
-
 def test_everything_is_there_while_it_runs() -> None:
     process, cgroup, directory, guardian, pids = start("wait")
     try:
         assert cgroup.is_dir() and cgroup.parent == find_cgroup2()
         assert directory.is_dir() and directory.stat().st_mode & 0o777 == 0o700
-        assert all(_alive(pid) for pid in [guardian, *pids])
+        assert all(alive(pid) for pid in [guardian, *pids])
     finally:
         process.send_signal(signal.SIGKILL)
     gone(process, cgroup, directory, guardian, pids)

@@ -27,6 +27,7 @@ from pybpfasm.kernel.context import SkBuff
 from pybpfasm.kernel.enums import AttachType
 from pybpfasm.program import sched_cls
 from tests.kernel.instances import Outcome, Site, add_dummy, in_child, site
+from tests.processes import alive
 
 __all__ = ["site"]
 
@@ -438,11 +439,13 @@ def test_doctor_names_what_is_missing(site: Site, monkeypatch: pytest.MonkeyPatc
     assert verdicts[Feature.TCX.value] == ("note", "clsact is used instead")
 
 
-def test_run_starts_envoy_and_ends_with_it(site: Site) -> None:
+def start_run(site: Site, *, temporary: Path | None = None) -> tuple[list[str], subprocess.Popen[str]]:
+    """Start `run`, wait until its instance is there; return its arguments and the process."""
     words = ["run", *UP[1:], "--bpffs", str(site.fs.root), "--cgroup", str(site.cgroup.path)]
     process = subprocess.Popen(
         [sys.executable, "-m", "loader", *words, "--config", "static", "--", "--concurrency", "1"],
         cwd=ROOT,
+        env={**os.environ, "TMPDIR": str(temporary)} if temporary else None,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -450,6 +453,11 @@ def test_run_starts_envoy_and_ends_with_it(site: Site) -> None:
     deadline = time.monotonic() + 20
     while not site.fs.instances() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)
+    return words, process
+
+
+def test_run_starts_envoy_and_ends_with_it(site: Site) -> None:
+    words, process = start_run(site)
     try:
         assert site.fs.instances() == ["default"], process.communicate() if process.poll() else ""
         assert site.status()["envoy"]["listening"]
@@ -462,6 +470,28 @@ def test_run_starts_envoy_and_ends_with_it(site: Site) -> None:
     assert process.returncode == 128 + 15, err
     assert "Traceback" not in err
     assert site.pins() == []
+
+
+def test_run_that_is_killed_leaves_nothing(site: Site, tmp_path: Path) -> None:
+    """Nothing can be done in a process that gets SIGKILL; a child of it is there for that."""
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    _, process = start_run(site, temporary=temporary)
+    try:
+        assert site.fs.instances() == ["default"], process.communicate() if process.poll() else ""
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        assert len(children) == 2, "Envoy, and the one that clears up"
+        assert list(temporary.iterdir()) != []
+    finally:
+        process.kill()
+        _, err = process.communicate(timeout=20)  # until nobody has its standard error any more
+    assert process.returncode == -9
+    assert "Traceback" not in err
+    assert "could not be taken down" not in err
+    assert site.pins() == []
+    assert site.attached() == []
+    assert list(temporary.iterdir()) == []
+    assert not any(alive(int(child)) for child in children)
 
 
 def test_run_with_an_envoy_that_fails(site: Site, tmp_path: Path) -> None:

@@ -123,6 +123,27 @@ def test_a_failure_to_publish(site: Site, method: str, monkeypatch: pytest.Monke
     assert everything(site) == before
 
 
+def test_what_cannot_be_removed_undoes_nothing(site: Site, method: str) -> None:
+    """The new instance is up from the rename on, whatever becomes of the old one's pins."""
+    site.up("--no-accelerate")
+
+    def broken(path: Path) -> list[Path]:
+        raise OSError(5, "Input/output error", str(path))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bpffs, "remove_tree", broken)
+        site.up("--no-accelerate", "--mark", "7")
+    status = site.status()
+    assert status["drift"] == []
+    assert status["settings"]["mark"] == "7"
+    assert len(list(site.fs.base.glob("staging-*"))) == 1
+    site.down("--name", "another")  # whoever comes next tidies up, and leaves alone what is up
+    assert list(site.fs.base.glob("staging-*")) == []
+    assert site.status()["drift"] == []
+    site.down()
+    assert everything(site) == {"pins": [], "attached": [], "filters": []}
+
+
 # --- signals ------------------------------------------------------------------------------------------------
 
 
