@@ -23,7 +23,20 @@ Origin = tuple[CodeType, int, "Origin | None"]
 _HERE = os.path.dirname(__file__)
 # Frames of these files are the assembler's own, never the writer's.
 INTERNAL = frozenset(
-    os.path.join(_HERE, name) for name in ("asm.py", "core.py", "layout.py", "maps.py", "program.py")
+    os.path.join(_HERE, *name.split("/"))
+    for name in (
+        "asm/blocks.py",
+        "asm/branches.py",
+        "asm/builder.py",
+        "asm/conditions.py",
+        "asm/conversions.py",
+        "asm/jumps.py",
+        "asm/operands.py",
+        "core.py",
+        "layout.py",
+        "maps.py",
+        "program.py",
+    )
 )
 known_modules: dict[str, str] = {}
 

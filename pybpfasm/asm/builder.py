@@ -1,0 +1,622 @@
+# SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only
+"""`Asm`: the builder that a program's Python function writes its instructions with."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from sys import _getframe
+from types import CodeType
+from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar, overload
+
+from pybpfasm import isa
+from pybpfasm.asm.blocks import Chain, ElseBlock, IfBlock, LoopBlock
+from pybpfasm.asm.branches import Label
+from pybpfasm.asm.conditions import Condition
+from pybpfasm.asm.jumps import resolve_jumps
+from pybpfasm.asm.operands import (
+    S32_MAX,
+    S32_MIN,
+    U32_MAX,
+    Address,
+    Imm,
+    Mem,
+    Reg,
+    RegValue,
+    StoreValue,
+    Unary,
+    a,
+)
+from pybpfasm.errors import AsmError, SourceLocation, suggestion
+from pybpfasm.instruction import Instruction
+from pybpfasm.isa import Alu, CallKind, Imm64
+from pybpfasm.layout import U8, U16, U32, U64, ArrayView, ByteOrder, Scalar, Struct
+from pybpfasm.maps import MapSpec, MapValue
+from pybpfasm.source import INTERNAL, Origin, capture, known_modules, resolve
+
+if TYPE_CHECKING:
+    from pybpfasm.core import Extern
+    from pybpfasm.kernel.enums import Helper
+    from pybpfasm.program import Subprogram
+
+STACK_LIMIT: Final = 512
+
+
+class _RegSlot:
+    """``b.r3`` and ``b.r3 = …``."""
+
+    __slots__ = ("index", "is_w")
+
+    def __init__(self, index: int, is_w: bool) -> None:
+        self.index = index
+        self.is_w = is_w
+
+    @overload
+    def __get__(self, obj: None, owner: type[Asm]) -> _RegSlot: ...
+    @overload
+    def __get__(self, obj: Asm, owner: type[Asm]) -> Reg: ...
+    def __get__(self, obj: Asm | None, owner: type[Asm]) -> _RegSlot | Reg:
+        if obj is None:
+            return self
+        return obj._regs[self.is_w][self.index]
+
+    def __set__(self, asm: Asm, value: RegValue) -> None:
+        dst = self.index
+        is_w = self.is_w
+        kind = type(value)
+        if kind is Reg:
+            assert isinstance(value, Reg)
+            if value.done and value.index == dst and value.is_w == is_w:
+                return  # an in-place operation assigns its result back
+            if dst == isa.FRAME_POINTER:
+                raise asm._frame_pointer()
+            if value.is_w != is_w:
+                raise asm._widths_differ(asm._regs[is_w][dst], value)
+            if value.asm is not asm:
+                raise asm._foreign()
+            asm._emit(_MOV32_X if is_w else _MOV64_X, dst, value.index)
+            return
+        if dst == isa.FRAME_POINTER:
+            raise asm._frame_pointer()
+        if kind is Mem:
+            assert isinstance(value, Mem)
+            if value.asm is not asm:
+                raise asm._foreign()
+            if is_w:
+                raise asm._error(f"write b.r{dst}: a load of 1, 2 or 4 bytes clears the rest of the register")
+            mode = isa.MEMSX if value.is_signed else isa.MEM
+            asm._emit(isa.LDX | mode | isa.SIZE_CODE[value.size], dst, value.base, value.offset)
+        elif isinstance(value, (int, Imm)):
+            if kind is Imm and value.bits == 64:  # type: ignore[union-attr]
+                asm._wide(dst, is_w, value.resolve(asm.byteorder))  # type: ignore[union-attr]
+            else:
+                imm = asm._immediate(value, is_w, "imm64()")
+                asm._emit(_MOV32_K if is_w else _MOV64_K, dst, 0, 0, imm)
+        else:
+            asm._assign_other(dst, is_w, value)
+
+
+_MOV64_X: Final = isa.ALU64 | Alu.MOV | isa.X
+_MOV32_X: Final = isa.ALU | Alu.MOV | isa.X
+_MOV64_K: Final = isa.ALU64 | Alu.MOV | isa.K
+_MOV32_K: Final = isa.ALU | Alu.MOV | isa.K
+
+
+class _NoRegister:
+    """``b.r11`` and the like."""
+
+    def __get__(self, obj: Asm | None, owner: type[Asm]) -> NoReturn:
+        if obj is None:
+            raise AttributeError
+        raise obj._error("there is no such register: they are r0 to r10 and w0 to w10")
+
+    def __set__(self, obj: Asm, value: object) -> NoReturn:
+        raise obj._error("there is no such register: they are r0 to r10 and w0 to w10")
+
+
+class _Memory:
+    """``b.u32[address]``: memory of one size at any address."""
+
+    __slots__ = ("asm", "type")
+
+    def __init__(self, asm: Asm, type: Scalar) -> None:
+        self.asm = asm
+        self.type = type
+
+    def __getitem__(self, address: Reg | Address) -> Mem:
+        if not isinstance(address, (Reg, Address)):
+            raise self.asm._error("memory is reached through a register: b.u32[b.r1 + 4]")
+        return (address + 0).mem(self.type)
+
+    def __setitem__(self, address: Reg | Address, value: StoreValue) -> None:
+        self[address].store(value)
+
+
+T = TypeVar("T", bound=Struct)
+
+
+class Asm:
+    """Writes the instructions of one function.
+
+    ``b.r0`` to ``b.r10`` and ``b.w0`` to ``b.w10`` are the registers, ``b.u8[…]`` to ``b.u64[…]`` is memory
+    at an address. Every mistake is an `AsmError` at the Python line that made it.
+    """
+
+    __slots__ = (
+        "_body",
+        "_calls",
+        "_chain",
+        "_depth",
+        "_done",
+        "_loose",
+        "_named",
+        "_only_by_jump",
+        "_places",
+        "_referring",
+        "_regs",
+        "_stack",
+        "_terminated",
+        "_used",
+        "_wides",
+        "byteorder",
+        "entry",
+        "name",
+    )
+
+    r0 = _RegSlot(0, False)
+    r1 = _RegSlot(1, False)
+    r2 = _RegSlot(2, False)
+    r3 = _RegSlot(3, False)
+    r4 = _RegSlot(4, False)
+    r5 = _RegSlot(5, False)
+    r6 = _RegSlot(6, False)
+    r7 = _RegSlot(7, False)
+    r8 = _RegSlot(8, False)
+    r9 = _RegSlot(9, False)
+    r10 = _RegSlot(10, False)
+    w0 = _RegSlot(0, True)
+    w1 = _RegSlot(1, True)
+    w2 = _RegSlot(2, True)
+    w3 = _RegSlot(3, True)
+    w4 = _RegSlot(4, True)
+    w5 = _RegSlot(5, True)
+    w6 = _RegSlot(6, True)
+    w7 = _RegSlot(7, True)
+    w8 = _RegSlot(8, True)
+    w9 = _RegSlot(9, True)
+    w10 = _RegSlot(10, True)
+    if not TYPE_CHECKING:  # a type checker knows by their absence
+        # What the four bits of an encoded register could say, but no program may.
+        r11 = r12 = r13 = r14 = r15 = w11 = w12 = w13 = w14 = w15 = _NoRegister()
+
+    def __init__(self, name: str, entry: CodeType | None = None, byteorder: ByteOrder = "little") -> None:
+        self.name = name
+        self.byteorder: ByteOrder = byteorder
+        self.entry = entry
+        self._regs = tuple(tuple(Reg(self, i, w) for i in range(11)) for w in (False, True))
+        self._done = tuple(tuple(Reg(self, i, w, True) for i in range(11)) for w in (False, True))
+        self._body: list[Instruction] = []
+        self._referring: list[int] = []  # indices of instructions with a reference
+        self._wides: list[int] = []  # indices of those that take two slots
+        self._places: dict[Label, int] = {}
+        self._used: dict[Label, Origin] = {}
+        self._named: dict[str, Label] = {}
+        self._only_by_jump: dict[Label, Origin] = {}  # labels after what always leaves
+        self._loose: dict[int, Condition | Unary | IfBlock | ElseBlock | LoopBlock] = {}
+        self._chain: Chain | None = None
+        self._depth = 0
+        self._terminated = False
+        self._stack = 0
+        self._calls: list[Subprogram] = []
+
+    if not TYPE_CHECKING:  # a type checker would take every name for an attribute
+
+        def __getattr__(self, name: str) -> Any:
+            if name.startswith("_"):
+                raise AttributeError(name)
+            known = [n for n in dir(type(self)) if not n.startswith("_")]
+            raise self._error(f"Asm has no {name!r}{suggestion(name, known)}")
+
+    # Memory.
+    @property
+    def u8(self) -> _Memory:
+        """``b.u8[b.r1 + 4]``: a byte of memory."""
+        return _Memory(self, _U8)
+
+    @property
+    def u16(self) -> _Memory:
+        """``b.u16[b.r1 + 4]``: 2 bytes of memory in host order."""
+        return _Memory(self, _U16)
+
+    @property
+    def u32(self) -> _Memory:
+        """``b.u32[b.r1 + 4]``: 4 bytes of memory in host order."""
+        return _Memory(self, _U32)
+
+    @property
+    def u64(self) -> _Memory:
+        """``b.u64[b.r1 + 8]``: 8 bytes of memory in host order."""
+        return _Memory(self, _U64)
+
+    def stack(self, struct: type[T]) -> T:
+        """A view of fresh stack space for *struct*, 8-byte aligned.
+
+        Raises `AsmError` above 512 bytes in all.
+        """
+        if not isinstance(struct, type):
+            raise self._error(f"stack takes a structure's class, not {a(struct)}")
+        return struct(self.stack_bytes(struct.sizeof))
+
+    def stack_bytes(self, size: int) -> Address:
+        """The address of *size* fresh bytes of stack, 8-byte aligned.
+
+        Their contents are not set.
+        """
+        if size < 1:
+            raise self._error(f"{size} bytes of stack can't be had: at least 1")
+        taken = self._stack + -(-size // 8) * 8
+        if taken > STACK_LIMIT:
+            raise self._error(
+                f"{size} more bytes of stack make {taken}; a function has {STACK_LIMIT}: "
+                "use a map for what is large"
+            )
+        self._stack = taken
+        return self.r10 - taken
+
+    # Named macros.
+    def lea(self, target: Reg, what: Address | Struct | ArrayView | Mem) -> None:
+        """*target* = the address of *what*: a move and an addition (no addition where the offset is 0).
+
+        Raises `AsmError` for a w register, r10, and what is in no memory.
+        """
+        address = what.address if isinstance(what, (Struct, ArrayView)) else what
+        if not isinstance(target, Reg) or not isinstance(address, (Address, Mem)):
+            raise self._error(f"lea takes a register and what is in memory, not {a(target)} and {a(what)}")
+        if address.asm is not self:
+            raise self._foreign()
+        if target.is_w:
+            raise self._error(f"{target.name} is 32 bits wide and can't hold an address")
+        if target.index == isa.FRAME_POINTER:
+            raise self._frame_pointer()
+        if target.index != address.base:
+            self._emit(isa.ALU64 | Alu.MOV | isa.X, target.index, address.base)
+        if address.offset:
+            self._emit(
+                isa.ALU64 | Alu.ADD | isa.K, target.index, 0, 0, self._immediate(address.offset, False)
+            )
+
+    def zero(self, what: Struct, start: int = 0) -> None:
+        """Store zeros over *what* from byte *start*: as few aligned stores as the size allows."""
+        if not isinstance(what, Struct):
+            raise self._error(f"zero takes a view of a structure, not {a(what)}")
+        address, size = what.address, what.sizeof
+        at = start
+        while at < size:
+            step = next(n for n in (8, 4, 2, 1) if at + n <= size and (address.offset + at) % n == 0)
+            self._emit(isa.ST | isa.MEM | isa.SIZE_CODE[step], address.base, 0, address.offset + at, 0)
+            at += step
+
+    def ret(self, value: int | Reg) -> None:
+        """``r0 = value`` and ``exit``. *value* is a 32-bit constant, sign-extended, or a register."""
+        if isinstance(value, Reg) and value.is_w:
+            self.w0 = value
+        else:
+            self.r0 = value
+        self.exit()
+
+    # Instructions without an operator.
+    def exit(self) -> None:
+        """Leave the function with r0 as its result (RFC 9669, section 4.3).
+
+        What follows must have a label; anything else raises `AsmError`.
+        """
+        self._emit(isa.OP_EXIT)
+        self._terminated = True
+
+    def call(self, what: Helper | int | Subprogram | Extern) -> None:
+        """Call a helper, a subprogram or a function of the kernel (`pybpfasm.core.kfunc`).
+
+        Arguments are in r1 to r5, the result comes in r0; r1 to r5 are lost. A helper is a `Helper`, or its
+        number (``BPF_FUNC_*``, RFC 9669 section 4.3.1). Raises `AsmError` for what can't be called.
+        """
+        from pybpfasm.program import Subprogram
+
+        if isinstance(what, Subprogram):
+            if what not in self._calls:
+                self._calls.append(what)
+            self._emit(isa.OP_CALL, 0, CallKind.LOCAL, 0, -1, reference=what)
+        elif isinstance(what, int):
+            if not 0 <= what <= S32_MAX:
+                raise self._error(f"helper {what} does not exist")
+            self._emit(isa.OP_CALL, 0, CallKind.HELPER, 0, int(what))
+        else:
+            from pybpfasm.core import Extern
+
+            if isinstance(what, Extern) and what.kind == "kfunc":
+                self._emit(isa.OP_CALL, 0, CallKind.KFUNC, 0, 0, reference=what)
+                return
+            raise self._error(f"call takes a Helper or a subprogram, not {a(what)}")
+
+    def goto(self, label: str | Label) -> None:
+        """Jump to *label*, here or further on."""
+        self._jump(self._label(label))
+
+    def label(self, label: str | Label) -> None:
+        """Mark this place as *label*.
+
+        A name may stand for one place in a function; raises `AsmError` for a second.
+        """
+        found = self._label(label)
+        if found in self._places:
+            raise self._error(f"label {found.hint!r} marks another place already")
+        if self._terminated:
+            self._only_by_jump[found] = self._capture(2)
+        self._chain = None  # an Else after this would not follow the If
+        self._place(found)
+
+    def named(self, name: str) -> Label:
+        """The `Label` that *name* stands for in this function, for macros that take one."""
+        return self._label(name)
+
+    # Blocks.
+    def If(self, condition: Condition) -> IfBlock:
+        """``with b.If(cond):`` a block that runs where *condition* holds; ``b.If(cond).goto(label)`` a
+        jump.
+
+        Raises `AsmError` for what is no comparison, a Python ``bool`` among them, and, when the function is
+        finished, where neither follows.
+        """
+        return IfBlock(self, condition)
+
+    def Elif(self, condition: Condition) -> ElseBlock:
+        """A block, directly after that of an If or Elif, for another condition; raises `AsmError`
+        elsewhere."""
+        if not isinstance(condition, Condition):
+            raise self._error(f"Elif takes a comparison of registers, not {a(condition)}")
+        return ElseBlock(self, condition)
+
+    def Else(self) -> ElseBlock:
+        """A block, directly after that of an If or Elif, for the remaining cases; raises `AsmError`
+        elsewhere."""
+        return ElseBlock(self, None)
+
+    def Loop(self) -> LoopBlock:
+        """``with b.Loop() as loop:`` repeats until a jump leaves it: ``loop.leave()``,
+        ``b.If(cond).goto(loop.end)``."""
+        return LoopBlock(self, None)
+
+    def While(self, condition: Condition) -> LoopBlock:
+        """``with b.While(cond):`` tests at the top and repeats the block.
+
+        The verifier must see that it ends: it follows every turn, a million instructions in all. Raises
+        `AsmError` for what is no comparison.
+        """
+        if not isinstance(condition, Condition):
+            raise self._error(f"While takes a comparison of registers, not {a(condition)}")
+        return LoopBlock(self, condition)
+
+    # Below: how it is done.
+    def here(self) -> SourceLocation:
+        """The Python line that is being executed, as messages show it."""
+        return resolve(capture(self.entry, 2))
+
+    def _error(self, message: str) -> AsmError:
+        return AsmError(message, resolve(capture(self.entry, 2)))
+
+    def _capture(self, depth: int) -> Origin:
+        return capture(self.entry, depth)
+
+    def _emit(
+        self,
+        opcode: int,
+        dst: int = 0,
+        src: int = 0,
+        offset: int = 0,
+        imm: int = 0,
+        imm_high: int = 0,
+        reference: object = None,
+        origin: Origin | None = None,
+    ) -> None:
+        if origin is None:
+            # As capture() does, without the call: this is the hot path.
+            frame = _getframe(2)
+            while frame.f_code.co_filename in INTERNAL:
+                frame = frame.f_back  # type: ignore[assignment]
+            code = frame.f_code
+            if code is self.entry and code.co_filename in known_modules:
+                origin = (code, frame.f_lasti, None)
+            else:
+                origin = capture(self.entry, 2)
+        if not -32768 <= offset <= 32767:
+            raise AsmError(
+                f"offset {offset} does not fit the 16 bits that an instruction has for it", resolve(origin)
+            )
+        if self._terminated:
+            raise self._unreachable(origin)
+        if reference is not None:
+            self._referring.append(len(self._body))
+        if opcode == isa.LD_IMM64:
+            self._wides.append(len(self._body))
+        self._body.append(Instruction(opcode, dst, src, offset, imm, imm_high, reference, origin))
+
+    def _foreign(self) -> AsmError:
+        return self._error(
+            f"this belongs to another function than {self.name}: "
+            "registers and views are used in the function that they were made for"
+        )
+
+    def _unreachable(self, origin: Origin) -> AsmError:
+        return AsmError(
+            "this can't be reached: the statement before always leaves "
+            "(put a label here if something jumps to it)",
+            resolve(origin),
+        )
+
+    def _begin(self, block: IfBlock | ElseBlock | LoopBlock, what: str) -> None:
+        """Take *block* for written; one can be written only once, because its labels mark one place."""
+        if self._loose.pop(id(block), None) is None:
+            raise self._error(f"this {what} has been written already: each place needs one of its own")
+
+    def _frame_pointer(self) -> AsmError:
+        return AsmError("r10 is the frame pointer and can't be changed", resolve(capture(self.entry, 2)))
+
+    def _widths_differ(self, left: Reg, right: Reg) -> AsmError:
+        r, w = (right, left) if left.is_w else (left, right)
+        return self._error(
+            f"{left.name} and {right.name} differ in width: "
+            f"write {r.name} and r{w.index} for 64 bits, or w{r.index} and {w.name} for 32"
+        )
+
+    def _immediate(self, value: int | Imm, is_w: bool, hint: str = "a register loaded with imm64()") -> int:
+        if type(value) is int and 0 <= value <= S32_MAX:
+            return value
+        number = value.resolve(self.byteorder) if isinstance(value, Imm) else int(value)
+        if isinstance(value, Imm) and value.bits == 64:
+            raise self._error("a 64-bit constant is no operand: load it to a register first")
+        if is_w:
+            if not S32_MIN <= number <= U32_MAX:
+                raise self._error(f"{number} does not fit 32 bits")
+            return number - (1 << 32) if number > S32_MAX else number
+        if not S32_MIN <= number <= S32_MAX:
+            raise self._error(
+                f"{number:#x} does not fit the signed 32-bit immediate, which is sign-extended to 64 bits: "
+                f"use {hint}" + (", or the w register" if 0 <= number <= U32_MAX else "")
+            )
+        return number
+
+    def _wide(self, dst: int, is_w: bool, number: int) -> None:
+        if is_w:
+            raise self._error(f"a 64-bit constant needs all of the register: write b.r{dst}")
+        low, high = number & U32_MAX, number >> 32
+        signed = [n - (1 << 32) if n > S32_MAX else n for n in (low, high)]
+        self._emit(isa.LD_IMM64, dst, Imm64.VALUE, 0, signed[0], signed[1])
+
+    def _assign_other(self, dst: int, is_w: bool, value: object) -> None:
+        from pybpfasm.program import Subprogram
+
+        if isinstance(value, Unary):
+            self._unary(dst, is_w, value)
+        elif isinstance(value, Struct):
+            address = value.address
+            if address.offset:
+                raise self._error("the address of that takes two instructions: b.lea(b.rN, …)")
+            if is_w:
+                raise self._error(f"an address needs all of the register: write b.r{dst}")
+            self._emit(isa.ALU64 | Alu.MOV | isa.X, dst, address.base)
+        elif isinstance(value, (MapSpec, MapValue, Subprogram)):
+            if is_w:
+                raise self._error(f"an address needs all of the register: write b.r{dst}")
+            if isinstance(value, MapSpec):
+                self._emit(isa.LD_IMM64, dst, Imm64.MAP_FD, reference=value)
+            elif isinstance(value, MapValue):
+                self._emit(isa.LD_IMM64, dst, Imm64.MAP_VALUE, imm_high=value.offset, reference=value.map)
+            else:
+                if value not in self._calls:
+                    self._calls.append(value)
+                self._emit(isa.LD_IMM64, dst, Imm64.FUNC, imm=-1, reference=value)
+        elif isinstance(value, Address):
+            raise self._error(
+                "an address and its offset take two instructions: b.lea(b.rN, …), or move and add"
+            )
+        elif isinstance(value, Condition):
+            self._loose.pop(id(value), None)
+            raise self._error(
+                "a comparison has no value to assign: use b.If(…); to mask bits write b.rN &= x"
+            )
+        else:
+            raise self._error(f"a register can't be set to {a(value)}")
+
+    def _unary(self, dst: int, is_w: bool, value: Unary) -> None:
+        reg = value.reg
+        self._loose.pop(id(value), None)
+        if value.kind == "movsx":
+            if reg.is_w != is_w:
+                raise self._widths_differ(self._regs[is_w][dst], reg)
+            if is_w and value.width == 32:
+                raise self._error("a 32-bit register has no bits left to extend into")
+            self._emit((isa.ALU if is_w else isa.ALU64) | Alu.MOV | isa.X, dst, reg.index, value.width)
+            return
+        if reg.index != dst or reg.is_w != is_w:
+            word = "negation" if value.kind == "neg" else "byte swap"
+            raise self._error(f"a {word} works in place: write b.{reg.name} = … b.{reg.name}")
+        if value.kind == "neg":
+            self._emit((isa.ALU if is_w else isa.ALU64) | Alu.NEG | isa.K, dst)
+            return
+        if is_w:
+            raise self._error(f"a byte swap clears the bits above its width: write b.r{dst}")
+        opcode = {"le": isa.ALU | isa.K, "be": isa.ALU | isa.X, "bswap": isa.ALU64 | isa.K}[value.kind]
+        self._emit(opcode | Alu.END, dst, 0, 0, value.width)
+
+    def _label(self, label: str | Label) -> Label:
+        if isinstance(label, Label):
+            return label
+        if not isinstance(label, str):
+            raise self._error(f"a label is a name or a Label, not {a(label)}")
+        if label not in self._named:
+            self._named[label] = Label(label)
+        return self._named[label]
+
+    def _place(self, label: Label) -> None:
+        self._places[label] = len(self._body)
+        self._terminated = False
+
+    def _unplace(self, label: Label) -> None:
+        self._places.pop(label, None)
+
+    def _jump(self, label: Label) -> None:
+        origin = capture(self.entry, 2)
+        self._emit(isa.OP_JA, reference=label, origin=origin)
+        self._used.setdefault(label, origin)
+        self._terminated = True
+
+    def finish(self) -> list[Instruction]:
+        """The instructions, jumps resolved; references to maps and subprograms stay.
+
+        Raises `AsmError` for a label that nothing marks, a comparison that nothing uses, an empty function
+        and a way past its end.
+        """
+        for loose in self._loose.values():
+            what = "If(…) is neither a `with` block nor followed by .goto()"
+            if isinstance(loose, Condition):
+                what = "this comparison does nothing: it belongs in b.If(…)"
+            elif isinstance(loose, Unary):
+                what = f"this does nothing: its result must be assigned, b.{loose.reg.name} = …"
+            elif not isinstance(loose, IfBlock):
+                what = f"{loose.what}(…) does nothing without `with`"
+            raise AsmError(what, resolve(loose.origin))
+        if not self._body:
+            raise AsmError(f"{self.name} has no instructions")
+        at_end = any(
+            place == len(self._body) and label in self._used for label, place in self._places.items()
+        )
+        if at_end or not self._terminated:
+            origin = self._body[-1].origin
+            raise AsmError(
+                f"{self.name} runs past its end after this statement: it needs b.exit() or b.ret()",
+                None if origin is None else resolve(origin),
+            )
+        if self._only_by_jump:
+            jumped_to = {self._places[label] for label in self._used if label in self._places}
+            for dead, origin in self._only_by_jump.items():
+                if self._places[dead] not in jumped_to and self._places[dead] < len(self._body):
+                    raise AsmError(
+                        f"what follows label {dead.hint!r} can't be reached: nothing jumps to it, "
+                        "and the statement before always leaves",
+                        resolve(origin),
+                    )
+        return resolve_jumps(self)
+
+    def _slot(self, index: int) -> int:
+        """The slot of the instruction at *index*: those before it, and the wide ones among them once more."""
+        return index + bisect_left(self._wides, index)
+
+    @property
+    def slots(self) -> int:
+        """How many 8-byte slots have been written so far."""
+        return self._slot(len(self._body))
+
+    def labels(self) -> dict[int, str]:
+        """Names given to places, by index of the instruction that follows."""
+        return {self._places[label]: name for name, label in self._named.items() if label in self._places}
+
+
+_U8, _U16, _U32, _U64 = U8(), U16(), U32(), U64()

@@ -1,0 +1,521 @@
+# SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only
+"""What stands in a statement: registers, memory at an address, constants, and operations on a register."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
+
+from pybpfasm import isa
+from pybpfasm.asm.conditions import Condition
+from pybpfasm.errors import AsmError
+from pybpfasm.isa import Alu, Atomic, Jump
+from pybpfasm.layout import ByteOrder, Scalar, Struct
+from pybpfasm.maps import MapSpec, MapValue
+from pybpfasm.source import capture, resolve
+
+if TYPE_CHECKING:
+    from pybpfasm.asm.builder import Asm
+    from pybpfasm.program import Subprogram
+
+S32_MIN, S32_MAX, U32_MAX, U64_MAX = -(1 << 31), (1 << 31) - 1, (1 << 32) - 1, (1 << 64) - 1
+
+
+class Imm:
+    """A constant that is not a plain ``int``: 64 bits wide, or in another byte order than the host's."""
+
+    __slots__ = ("bits", "order", "value")
+
+    def __init__(self, value: int, bits: int, order: Literal["host", "big", "little"]) -> None:
+        self.value = value
+        self.bits = bits
+        self.order = order
+
+    def resolve(self, byteorder: ByteOrder) -> int:
+        """The unsigned number whose bytes in memory, on a *byteorder* machine, are the constant's."""
+        if self.order == "host" or self.order == byteorder:
+            return self.value
+        return int.from_bytes(self.value.to_bytes(self.bits // 8, "little"), "big")
+
+
+class Unary:
+    """An operation that the kernel prints as ``r1 = OP r2``: a byte swap, a sign extension or a negation."""
+
+    __slots__ = ("kind", "origin", "reg", "width")
+
+    def __init__(
+        self, kind: Literal["be", "le", "bswap", "movsx", "neg"], width: int, reg: Reg | object
+    ) -> None:
+        if not isinstance(reg, Reg):
+            name = f"s{width}" if kind == "movsx" else f"{kind}{width}"
+            raise AsmError(
+                f"{name}() takes a register, not {a(reg)}",
+                resolve(capture(None, 2)),
+            )
+        self.kind = kind
+        self.width = width
+        self.reg = reg
+        asm = reg.asm
+        self.origin = asm._capture(3)
+        asm._loose[id(self)] = self  # until it is assigned
+
+
+# Atomic operations that put memory's old value into their source register.
+_WRITES_SOURCE: Final = frozenset(
+    {Atomic.FETCH_ADD, Atomic.FETCH_OR, Atomic.FETCH_AND, Atomic.FETCH_XOR, Atomic.XCHG}
+)
+
+
+class Address:
+    """A register and a byte offset: where something is.
+
+    ``b.r10 - 8`` makes one.
+    """
+
+    __slots__ = ("asm", "base", "offset")
+
+    def __init__(self, asm: Asm, base: int, offset: int) -> None:
+        self.asm = asm
+        self.base = base
+        self.offset = offset
+
+    def __add__(self, other: int) -> Address:
+        if not isinstance(other, int):
+            raise self.asm._error(
+                "an address is one register and a constant; add registers with b.rN += b.rM first"
+            )
+        return Address(self.asm, self.base, self.offset + other)
+
+    def __sub__(self, other: int) -> Address:
+        return self + -other
+
+    def mem(self, type: Scalar, offset: int = 0) -> Mem:
+        """The memory of *type* at this address plus *offset* bytes."""
+        name = f"{type.owner}.{type.name}" if type.name else ""
+        return Mem(self.asm, self.base, self.offset + offset, type.size, type.order == "big", name)
+
+    def __repr__(self) -> str:
+        return f"r{self.base}{self.offset:+d}"
+
+
+class Mem:
+    """Memory of 1, 2, 4 or 8 bytes at an address; assigned to a register it is a load, assigned to it is a
+    store (RFC 9669, section 5).
+
+    The address is a register and a signed 16-bit byte offset; `AsmError` beyond. A load clears what is left
+    of the register's 8 bytes, and changes no byte order.
+
+    Atomic operations work on 4 or 8 bytes and raise `AsmError` for others; `load_acquire` and `store_release`
+    take all sizes. All but `lock_add` need ISA v3 and Linux 5.12. What they return to a register is 4 bytes
+    with zeros above them, or 8.
+    """
+
+    __slots__ = ("asm", "base", "is_big", "is_signed", "name", "offset", "size")
+
+    def __init__(self, asm: Asm, base: int, offset: int, size: int, is_big: bool, name: str) -> None:
+        self.asm = asm
+        self.base = base
+        self.offset = offset
+        self.size = size
+        self.is_big = is_big
+        self.is_signed = False
+        self.name = name
+
+    @property
+    def signed(self) -> Mem:
+        """The same memory, loaded with sign extension (``ldsx``, ISA v4)."""
+        if self.size == 8:
+            raise self.asm._error("an 8-byte load has no bits left to extend into")
+        mem = Mem(self.asm, self.base, self.offset, self.size, self.is_big, self.name)
+        mem.is_signed = True
+        return mem
+
+    def narrow(self, type: Scalar, offset: int = 0) -> Mem:
+        """A smaller part of this field: *type* at byte *offset* within it; raises `AsmError` outside it."""
+        if offset < 0 or offset + type.size > self.size:
+            raise self.asm._error(f"bytes {offset} to {offset + type.size} are outside {self._what()}")
+        mem = Mem(self.asm, self.base, self.offset + offset, type.size, type.order == "big", self.name)
+        return mem
+
+    def store(self, value: object) -> None:
+        """Store a register (``stx``) or a constant (``st``); a field in network order takes constants in host
+        form.
+
+        Of a register the low bytes are stored as they are. A constant may be signed or unsigned, in as many
+        bytes as the memory has; of 8 bytes it is a signed 32-bit one, which is extended. Raises `AsmError`.
+        """
+        asm = self.asm
+        if isinstance(value, Reg):
+            if value.is_w:
+                raise asm._error(
+                    f"write b.r{value.index}: a store takes as many bytes of the register as the field has"
+                )
+            asm._emit(isa.STX | isa.MEM | isa.SIZE_CODE[self.size], self.base, value.index, self.offset)
+        elif isinstance(value, (int, Imm)):
+            asm._emit(
+                isa.ST | isa.MEM | isa.SIZE_CODE[self.size], self.base, 0, self.offset, self._constant(value)
+            )
+        elif isinstance(value, Mem):
+            raise asm._error(
+                "memory to memory takes two instructions: load it to a register, then store that"
+            )
+        elif isinstance(value, (MapSpec, MapValue, Struct, Address)):
+            raise asm._error("a store takes a register or a constant: put the address in a register first")
+        else:
+            raise asm._error(f"a store takes a register or a constant, not {type(value).__name__}")
+
+    def _constant(self, value: int | Imm) -> int:
+        bits = self.size * 8
+        if isinstance(value, Imm):
+            number = value.resolve(self.asm.byteorder)
+            if self.is_big and (value.order != "big" or value.bits != bits):
+                raise self.asm._error(
+                    f"{self.name or 'this memory'} is in network order, {bits} bits wide: "
+                    f"give a plain number, or be{bits}()"
+                )
+            if number >> bits:
+                raise self.asm._error(f"a constant of {value.bits} bits does not fit {self._what()}")
+        else:
+            number = int(value)
+            if not -(1 << (bits - 1)) <= number < 1 << bits:
+                raise self.asm._error(f"{number} does not fit {self._what()}")
+            if self.is_big:
+                number = Imm(number & ((1 << bits) - 1), bits, "big").resolve(self.asm.byteorder)
+        if bits < 64:
+            number &= (1 << bits) - 1
+            return number - (1 << 32) if number > S32_MAX else number
+        if number > U64_MAX - (1 << 31):
+            number -= 1 << 64
+        if not S32_MIN <= number <= S32_MAX:
+            raise self.asm._error(
+                f"{number:#x} does not fit the signed 32-bit immediate that an 8-byte store extends: "
+                "load it to a register with imm64() first"
+            )
+        return number
+
+    def _what(self) -> str:
+        return f"{self.name or 'the memory'}, which has {self.size} bytes"
+
+    def _operand(self, register: Reg) -> None:
+        if not isinstance(register, Reg):
+            raise self.asm._error(f"an atomic operation takes a register, not {a(register)}")
+        if register.is_w:
+            raise self.asm._error(
+                f"write b.r{register.index}: an atomic operation takes as many bytes of it as the memory has"
+            )
+
+    def _atomic(self, op: Atomic, source: Reg) -> None:
+        if self.size < 4:
+            raise self.asm._error(f"atomic operations work on 4 or 8 bytes, not on {self.size}")
+        self._operand(source)
+        if source.index == isa.FRAME_POINTER and op in _WRITES_SOURCE:
+            raise self.asm._frame_pointer()
+        self.asm._emit(
+            isa.STX | isa.ATOMIC | isa.SIZE_CODE[self.size], self.base, source.index, self.offset, op
+        )
+
+    def lock_add(self, source: Reg) -> None:
+        """``lock *(uN *)(mem) += source`` (RFC 9669, section 5.3)."""
+        self._atomic(Atomic.ADD, source)
+
+    def lock_or(self, source: Reg) -> None:
+        """``lock *(uN *)(mem) |= source``."""
+        self._atomic(Atomic.OR, source)
+
+    def lock_and(self, source: Reg) -> None:
+        """``lock *(uN *)(mem) &= source``."""
+        self._atomic(Atomic.AND, source)
+
+    def lock_xor(self, source: Reg) -> None:
+        """``lock *(uN *)(mem) ^= source``."""
+        self._atomic(Atomic.XOR, source)
+
+    def fetch_add(self, source: Reg) -> None:
+        """``source = atomic_fetch_add(mem, source)``: *source* gets the old value."""
+        self._atomic(Atomic.FETCH_ADD, source)
+
+    def fetch_or(self, source: Reg) -> None:
+        """``source = atomic_fetch_or(mem, source)``: *source* gets the old value."""
+        self._atomic(Atomic.FETCH_OR, source)
+
+    def fetch_and(self, source: Reg) -> None:
+        """``source = atomic_fetch_and(mem, source)``: *source* gets the old value."""
+        self._atomic(Atomic.FETCH_AND, source)
+
+    def fetch_xor(self, source: Reg) -> None:
+        """``source = atomic_fetch_xor(mem, source)``: *source* gets the old value."""
+        self._atomic(Atomic.FETCH_XOR, source)
+
+    def xchg(self, source: Reg) -> None:
+        """``source = xchg(mem, source)``: memory and register change places."""
+        self._atomic(Atomic.XCHG, source)
+
+    def cmpxchg(self, source: Reg) -> None:
+        """``r0 = cmpxchg(mem, r0, source)``: store *source* if memory equals r0; r0 gets the old value.
+
+        Of 4 bytes, the low half of r0 is compared.
+        """
+        self._atomic(Atomic.CMPXCHG, source)
+
+    def store_release(self, source: Reg) -> None:
+        """``store_release(mem, source)``: a store of 1 to 8 bytes, after all before it (Linux 6.15)."""
+        self._operand(source)
+        self.asm._emit(
+            isa.STX | isa.ATOMIC | isa.SIZE_CODE[self.size],
+            self.base,
+            source.index,
+            self.offset,
+            Atomic.STORE_REL,
+        )
+
+    def load_acquire(self, target: Reg) -> None:
+        """``target = load_acquire(mem)``: a load of 1 to 8 bytes, before all that follows (Linux 6.15)."""
+        self._operand(target)
+        if target.index == isa.FRAME_POINTER:
+            raise self.asm._frame_pointer()
+        self.asm._emit(
+            isa.STX | isa.ATOMIC | isa.SIZE_CODE[self.size],
+            target.index,
+            self.base,
+            self.offset,
+            Atomic.LOAD_ACQ,
+        )
+
+    def _misuse(self, *_: object) -> Any:
+        raise self.asm._error(
+            f"{self.name or 'memory'} can't be an operand: load it to a register first "
+            "(an atomic addition is .lock_add(b.rN))"
+        )
+
+    __add__ = __sub__ = __and__ = __or__ = __xor__ = __lshift__ = __rshift__ = _misuse
+    __iadd__ = __isub__ = __iand__ = __ior__ = __ixor__ = __ilshift__ = __irshift__ = _misuse
+    __lt__ = __le__ = __gt__ = __ge__ = __bool__ = _misuse
+
+    def __eq__(self, other: object) -> Any:
+        return self._misuse()
+
+    def __ne__(self, other: object) -> Any:
+        return self._misuse()
+
+    __hash__ = object.__hash__
+
+
+class Reg:
+    """A register: ``b.r3`` all 64 bits, ``b.w3`` its lower 32 (a write to which clears the upper)."""
+
+    __slots__ = ("asm", "done", "index", "is_w")
+
+    def __init__(self, asm: Asm, index: int, is_w: bool, done: bool = False) -> None:
+        self.asm = asm
+        self.index = index
+        self.is_w = is_w
+        self.done = done  # the result of an in-place operation, which has been written already
+
+    @property
+    def name(self) -> str:
+        """``r3`` or ``w3``."""
+        return f"{'w' if self.is_w else 'r'}{self.index}"
+
+    def __repr__(self) -> str:
+        return self.name
+
+    # Arithmetic: `b.r2 += x` is one instruction.
+    def _alu(self, op: Alu, value: Operand, offset: int = 0) -> Reg:
+        asm = self.asm
+        if self.index == isa.FRAME_POINTER:
+            raise asm._frame_pointer()
+        cls = isa.ALU if self.is_w else isa.ALU64
+        if isinstance(value, Reg):
+            if value.is_w != self.is_w:
+                raise asm._widths_differ(self, value)
+            asm._emit(cls | op | isa.X, self.index, value.index, offset)
+        elif isinstance(value, (int, Imm)):
+            imm = asm._immediate(value, self.is_w)
+            if op in (Alu.LSH, Alu.RSH, Alu.ARSH) and not 0 <= imm < (32 if self.is_w else 64):
+                raise asm._error(
+                    f"{self.name} can be shifted by 0 to {31 if self.is_w else 63} bits, not by {imm}"
+                )
+            if op in (Alu.DIV, Alu.MOD) and imm == 0:
+                raise asm._error(f"{self.name} is divided by 0")
+            asm._emit(cls | op | isa.K, self.index, 0, offset, imm)
+        else:
+            raise asm._error(f"the operand is a register or a constant, not {a(value)}")
+        return asm._done[self.is_w][self.index]
+
+    def __iadd__(self, value: Operand) -> Reg:
+        return self._alu(Alu.ADD, value)
+
+    def __isub__(self, value: Operand) -> Reg:
+        return self._alu(Alu.SUB, value)
+
+    def __imul__(self, value: Operand) -> Reg:
+        return self._alu(Alu.MUL, value)
+
+    def __itruediv__(self, value: Operand) -> Reg:
+        return self._alu(Alu.DIV, value)
+
+    def __imod__(self, value: Operand) -> Reg:
+        return self._alu(Alu.MOD, value)
+
+    def __iand__(self, value: Operand) -> Reg:
+        return self._alu(Alu.AND, value)
+
+    def __ior__(self, value: Operand) -> Reg:
+        return self._alu(Alu.OR, value)
+
+    def __ixor__(self, value: Operand) -> Reg:
+        return self._alu(Alu.XOR, value)
+
+    def __ilshift__(self, value: Operand) -> Reg:
+        return self._alu(Alu.LSH, value)
+
+    def __irshift__(self, value: Operand) -> Reg:
+        return self._alu(Alu.RSH, value)
+
+    def __ifloordiv__(self, value: Operand) -> Reg:
+        raise self.asm._error(
+            "unsigned division is b.rN /= x, as the kernel prints it; signed is b.rN.sdiv(x)"
+        )
+
+    def arsh(self, value: Operand) -> None:
+        """``rN s>>= value``: arithmetic shift right, by 0 to 63 bits (31 of a w register)."""
+        self._alu(Alu.ARSH, value)
+
+    def sdiv(self, value: Operand) -> None:
+        """``rN s/= value``: signed division, towards 0 (ISA v4, Linux 6.6; RFC 9669, section 4.1).
+
+        Division by a register that is 0 gives 0; a constant 0 is an `AsmError`.
+        """
+        self._alu(Alu.DIV, value, 1)
+
+    def smod(self, value: Operand) -> None:
+        """``rN s%= value``: signed modulo, with the sign of rN (ISA v4, Linux 6.6).
+
+        Modulo 0 in a register leaves rN; a constant 0 is an `AsmError`.
+        """
+        self._alu(Alu.MOD, value, 1)
+
+    def __neg__(self) -> Unary:
+        return Unary("neg", 0, self)
+
+    # Addresses.
+    def __add__(self, offset: Operand) -> Address:
+        if self.is_w:
+            raise self.asm._error(f"{self.name} is 32 bits wide and can't hold an address")
+        if not isinstance(offset, int):
+            raise self.asm._error("b.rN + b.rM would take two instructions: b.rN += b.rM")
+        return Address(self.asm, self.index, offset)
+
+    def __sub__(self, offset: Operand) -> Address:
+        if not isinstance(offset, int):
+            raise self.asm._error("b.rN - b.rM would take two instructions: b.rN -= b.rM")
+        return self + -offset
+
+    def _two_instructions(self, other: object) -> Any:
+        raise self.asm._error(
+            "one statement is one instruction: change a register in place, as in b.rN <<= x"
+        )
+
+    if TYPE_CHECKING:
+        # mypy takes `b.r2 <<= x` for `b.r2 = b.r2 << x`. So it knows these, which assembling refuses.
+        def __mul__(self, value: Operand) -> Reg: ...
+        def __truediv__(self, value: Operand) -> Reg: ...
+        def __mod__(self, value: Operand) -> Reg: ...
+        def __or__(self, value: Operand) -> Reg: ...
+        def __xor__(self, value: Operand) -> Reg: ...
+        def __lshift__(self, value: Operand) -> Reg: ...
+        def __rshift__(self, value: Operand) -> Reg: ...
+
+    else:
+        __mul__ = __truediv__ = __floordiv__ = __mod__ = _two_instructions
+        __or__ = __xor__ = __lshift__ = __rshift__ = _two_instructions
+        __radd__ = __rsub__ = __rmul__ = __rand__ = __ror__ = __rxor__ = _two_instructions
+        __rtruediv__ = __rfloordiv__ = __rmod__ = __rlshift__ = __rrshift__ = _two_instructions
+
+        def __getitem__(self, index: object) -> Any:
+            raise self.asm._error(
+                f"{self.name} has no elements: memory is b.u32[b.{self.name} + 4], or a field of a structure"
+            )
+
+        __setitem__ = __iter__ = __contains__ = __getitem__
+
+        def __invert__(self) -> Any:
+            raise self.asm._error(f"there is no instruction that inverts bits: write b.{self.name} ^= -1")
+
+        def _no_instruction(self, *_: object) -> Any:
+            raise self.asm._error("there is no instruction that does this")
+
+        __pow__ = __ipow__ = __matmul__ = __imatmul__ = __abs__ = __pos__ = _no_instruction
+
+    # Comparisons.
+    def _compare(self, jump: Jump, value: Operand) -> Condition:
+        asm = self.asm
+        if isinstance(value, Reg):
+            if value.is_w != self.is_w:
+                raise asm._widths_differ(self, value)
+        elif isinstance(value, (int, Imm)):
+            asm._immediate(value, self.is_w)
+        else:
+            raise asm._error(f"a register is compared with a register or a constant, not with {a(value)}")
+        return Condition(asm, jump, self, value)
+
+    def __eq__(self, value: Operand) -> Condition:  # type: ignore[override]
+        return self._compare(Jump.JEQ, value)
+
+    def __ne__(self, value: Operand) -> Condition:  # type: ignore[override]
+        return self._compare(Jump.JNE, value)
+
+    def __gt__(self, value: Operand) -> Condition:
+        return self._compare(Jump.JGT, value)
+
+    def __ge__(self, value: Operand) -> Condition:
+        return self._compare(Jump.JGE, value)
+
+    def __lt__(self, value: Operand) -> Condition:
+        return self._compare(Jump.JLT, value)
+
+    def __le__(self, value: Operand) -> Condition:
+        return self._compare(Jump.JLE, value)
+
+    def __and__(self, value: Operand) -> Condition:
+        return self._compare(Jump.JSET, value)
+
+    def sgt(self, value: Operand) -> Condition:
+        """Signed ``rN s> value``."""
+        return self._compare(Jump.JSGT, value)
+
+    def sge(self, value: Operand) -> Condition:
+        """Signed ``rN s>= value``."""
+        return self._compare(Jump.JSGE, value)
+
+    def slt(self, value: Operand) -> Condition:
+        """Signed ``rN s< value``."""
+        return self._compare(Jump.JSLT, value)
+
+    def sle(self, value: Operand) -> Condition:
+        """Signed ``rN s<= value``."""
+        return self._compare(Jump.JSLE, value)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __bool__(self) -> bool:
+        raise self.asm._error(
+            "a register has no truth value while the program is written: with b.If(b.rN != 0):"
+        )
+
+
+Operand: TypeAlias = "Reg | int | Imm"
+StoreValue: TypeAlias = "Reg | int | Imm"
+# Address and Condition are no values (an error when the program is written); they stand here because mypy
+# takes `b.r2 += x` for an assignment of what Reg.__add__ returns.
+RegValue: TypeAlias = (
+    "Reg | int | Imm | Mem | Unary | MapSpec | MapValue | Struct | Subprogram | Address | Condition"
+)
+
+
+def a(value: object) -> str:
+    """*value* for a message: what it is, and what to do with it."""
+    if isinstance(value, Mem):
+        return "memory: load it to a register first"
+    if isinstance(value, Address):
+        return f"the address {value}: put it in a register first"
+    return f"{type(value).__name__}"
