@@ -14,9 +14,10 @@ from enum import Enum
 from pathlib import Path
 from typing import Final
 
+from loader.capabilities import missing_capabilities
 from loader.errors import LoaderError
 from loader.features import Feature, Support, probe_all
-from loader.plan import NEEDED, missing_capabilities
+from loader.plan import NEEDED
 
 __all__ = ["Finding", "Verdict", "examine", "run"]
 

@@ -34,6 +34,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 from loader import bpffs, modes
 from loader import plan as planning
 from loader.bpffs import BpfFs, Staging, remove_tree
+from loader.capabilities import missing_capabilities
 from loader.errors import AttachError, CapabilityError, ConflictError, LoaderError
 from loader.holders import DirectHolder, FilterHolder, Holder, LinkHolder, has_clsact
 from loader.modes import Hook, Mode, Target
@@ -884,7 +885,7 @@ def down(
     ones go to the application directly. ``tell`` is called with the number of those left, when it changes.
     """
     bpffs.check_name(name)
-    missing = planning.missing_capabilities(("CAP_BPF", "CAP_NET_ADMIN"))
+    missing = missing_capabilities(("CAP_BPF", "CAP_NET_ADMIN"))
     if missing:
         raise CapabilityError(
             f"this process lacks {', '.join(missing)}", missing=missing, hint="run it as root, with sudo say"

@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Final, Self
 
 from loader import bpffs, modes
 from loader.bpffs import BpfFs
+from loader.capabilities import missing_capabilities
 from loader.cgroup import Cgroup
 from loader.errors import CapabilityError, KernelFeatureError, LoaderError, UsageError
 from loader.netns import Interface, NetNs, interface, listeners
-from loader.objects import capabilities
 from programs.settings import Settings
 
 if TYPE_CHECKING:
@@ -156,13 +156,6 @@ def check_capabilities(request: Request, netns: NetNs) -> None:
             else "this is root without its usual capabilities: give the container or service "
             + " ".join(missing),
         )
-
-
-def missing_capabilities(needed: Iterable[str]) -> list[str]:
-    """Return which of the capabilities are missing; CAP_SYS_ADMIN includes CAP_BPF and CAP_PERFMON."""
-    have = capabilities()
-    admin = "CAP_SYS_ADMIN" in have
-    return [n for n in needed if n not in have and not (admin and n in ("CAP_BPF", "CAP_PERFMON"))]
 
 
 def _interfaces(names: Iterable[str]) -> tuple[Interface, ...]:

@@ -323,7 +323,7 @@ def test_a_map_that_does_not_fit_the_memlock_limit_gets_a_second_try(monkeypatch
         return True
 
     monkeypatch.setattr(bpf_sys, "map_create", map_create)
-    monkeypatch.setattr(objects, "_raise_memlock", raise_memlock)
+    monkeypatch.setattr("loader.objects.map.raise_memlock", raise_memlock)
     with Map.create(NUMBERS) as numbers:
         assert numbers.name == "numbers"
     assert raised == [True]

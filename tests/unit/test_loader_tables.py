@@ -16,7 +16,7 @@ from loader import sys as bpf_sys
 from loader.bpffs import BpfFs, check_name, parse_mountinfo, visible
 from loader.errors import BpfError, CapabilityError, KernelFeatureError, LoaderError, UsageError
 from loader.netns import Listener, parse_proc_net_tcp
-from loader.objects import parse_cpu_list
+from loader.objects.map import parse_cpu_list
 from loader.sys import object_name, syscall_number
 from pybpfasm.kernel.enums import Cmd
 

@@ -1,0 +1,294 @@
+# SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only
+"""Programs on their hooks: links, attaching without one, and what is attached where."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+from typing import NamedTuple
+
+from loader import sys as bpf_sys
+from loader.capabilities import explain
+from loader.errors import ENOTSUPP, BpfError, UsageError
+from loader.objects.map import Map
+from loader.objects.owned import Owned, PathLike, enum_or_int, open_id, open_kind
+from loader.objects.program import Program
+from pybpfasm.kernel.defines import BPF_F_AFTER, BPF_F_BEFORE, BPF_F_REPLACE
+from pybpfasm.kernel.enums import BPF_F_LINK, AttachType, Cmd, LinkType
+
+
+class LinkInfo(NamedTuple):
+    """What the kernel says of a link. What does not belong to its kind is None.
+
+    ``ifindex`` of a link whose interface is gone is 0, as is ``cgroup_id`` of one that was detached.
+    """
+
+    id: int
+    type: int
+    prog_id: int
+    attach_type: int | None = None
+    ifindex: int | None = None
+    cgroup_id: int | None = None
+    netns_ino: int | None = None
+    map_id: int | None = None
+
+
+class Link(Owned):
+    """A program on its hook. It goes off the hook when the last descriptor and the last pin are gone."""
+
+    kind = "link"
+
+    def __init__(self, fd: int, *, name: str = "") -> None:
+        super().__init__(fd)
+        self.name = name
+
+    @classmethod
+    def create(
+        cls,
+        prog: Program,
+        target: int,
+        attach_type: int,
+        *,
+        flags: int = 0,
+        relative: int = 0,
+        expected_revision: int = 0,
+    ) -> Link:
+        """Create a link on a descriptor (cgroup, sockmap, network namespace) or an interface index (TCX)."""
+        attach = enum_or_int(AttachType, int(attach_type))
+        name = attach.name if isinstance(attach, AttachType) else str(attach)
+        what = f"program {prog.name!r} at {name}"
+        try:
+            fd = bpf_sys.link_create(
+                prog.fd,
+                target,
+                int(attach_type),
+                flags=flags,
+                relative=relative,
+                expected_revision=expected_revision,
+                what=what,
+            )
+        except BpfError as error:
+            raise explain(error, ("CAP_BPF", "CAP_NET_ADMIN")) from None
+        return cls(fd, name=prog.name)
+
+    @classmethod
+    def tcx(
+        cls,
+        prog: Program,
+        ifindex: int,
+        attach_type: int,
+        *,
+        before: Link | Program | None = None,
+        after: Link | Program | None = None,
+        first: bool = False,
+        expected_revision: int = 0,
+    ) -> Link:
+        """Attach to TCX_INGRESS or TCX_EGRESS of an interface in the calling thread's network namespace.
+
+        The program goes to the end of the chain, to its beginning (``first``), or beside another program or
+        link. With ``expected_revision`` (:attr:`Query.revision`) the kernel answers ESTALE if the chain has
+        changed since. Raises :class:`~loader.errors.KernelFeatureError` where the kernel has no TCX (before
+        6.6).
+        """
+        if sum((before is not None, after is not None, first)) > 1:
+            raise ValueError("only one of before, after and first can be said")
+        flags, relative = (BPF_F_BEFORE, 0) if first else (0, 0)
+        beside = before if before is not None else after
+        if beside is not None:
+            flags = BPF_F_BEFORE if before is not None else BPF_F_AFTER
+            flags |= BPF_F_LINK if isinstance(beside, Link) else 0
+            relative = beside.fd
+        try:
+            return cls.create(
+                prog,
+                ifindex,
+                attach_type,
+                flags=flags,
+                relative=relative,
+                expected_revision=expected_revision,
+            )
+        except BpfError as error:
+            if error.errno == errno.ENODEV:
+                raise UsageError(
+                    f"there is no interface with index {ifindex} in this network namespace",
+                    hint="look at `ip link`",
+                ) from None
+            raise
+
+    @classmethod
+    def cgroup(cls, prog: Program, cgroup_fd: int, attach_type: int) -> Link:
+        """Attach to a cgroup2 directory, beside what is attached there already (as ALLOW_MULTI does)."""
+        try:
+            return cls.create(prog, cgroup_fd, attach_type)
+        except BpfError as error:
+            if error.errno == errno.EBADF:
+                raise error.about(error.what, hint="the descriptor is not of a cgroup2 directory") from None
+            if error.errno == errno.EPERM:
+                raise error.about(
+                    error.what,
+                    hint="another program is attached here or above without ALLOW_MULTI and forbids company: "
+                    "see `bpftool cgroup tree`",
+                ) from None
+            raise
+
+    @classmethod
+    def netns(cls, prog: Program, netns_fd: int, attach_type: int) -> Link:
+        """Attach to a network namespace (SK_LOOKUP, FLOW_DISSECTOR)."""
+        return cls.create(prog, netns_fd, attach_type)
+
+    @classmethod
+    def sockmap(cls, prog: Program, sockmap: Map, attach_type: int) -> Link:
+        """Attach a verdict or parser program to a sockmap or sockhash by a link (from 6.10.
+
+        EINVAL before).
+        """
+        return cls.create(prog, sockmap.fd, attach_type)
+
+    @classmethod
+    def from_pin(cls, path: PathLike) -> Link:
+        """Open a pinned link."""
+        return cls(open_kind(path, "link"), name=Path(path).name)
+
+    @classmethod
+    def from_id(cls, link_id: int) -> Link:
+        """Open a link by its id."""
+        return cls(open_id(Cmd.LINK_GET_FD_BY_ID, link_id, cls.kind))
+
+    @property
+    def id(self) -> int:
+        """The kernel's id of the link."""
+        return self.info().id
+
+    def info(self) -> LinkInfo:
+        """Ask the kernel what the link holds, and where."""
+        raw = bpf_sys.LinkInfoStruct()
+        bpf_sys.obj_info(self.fd, raw)
+        kind = enum_or_int(LinkType, raw.type)
+        found: dict[str, int] = {}
+        parts: dict[int, tuple[str, ...]] = {
+            LinkType.TCX: ("tcx", "ifindex", "attach_type"),
+            LinkType.CGROUP: ("cgroup", "cgroup_id", "attach_type"),
+            LinkType.NETNS: ("netns", "netns_ino", "attach_type"),
+            LinkType.XDP: ("xdp", "ifindex"),
+            LinkType.SOCKMAP: ("sockmap", "map_id", "attach_type"),
+        }
+        if kind in parts:
+            member, *fields = parts[kind]
+            found = {field: int(getattr(getattr(raw.of, member), field)) for field in fields}
+        if "attach_type" in found:
+            found["attach_type"] = enum_or_int(AttachType, found["attach_type"])
+        return LinkInfo(id=int(raw.id), type=kind, prog_id=int(raw.prog_id), **found)
+
+    def update(self, new: Program, old: Program | None = None) -> None:
+        """Put another program in place in one step: each packet or call sees the one or the other.
+
+        With ``old`` only if that is the program there now (else EPERM), so that two loaders cannot undo one
+        another.
+        """
+        flags = 0 if old is None else BPF_F_REPLACE
+        try:
+            bpf_sys.link_update(self.fd, new.fd, flags=flags, old_prog_fd=0 if old is None else old.fd)
+        except BpfError as error:
+            hint = (
+                "the link holds another program than expected" if error.errno == errno.EPERM and old else ""
+            )
+            raise explain(
+                error.about(f"link {self.name!r}", hint=hint), ("CAP_BPF", "CAP_NET_ADMIN")
+            ) from None
+
+    def detach(self) -> None:
+        """Take the program off its hook now, whatever descriptors and pins of the link there are."""
+        try:
+            bpf_sys.link_detach(self.fd)
+        except BpfError as error:
+            raise explain(error.about(f"link {self.name!r}"), ("CAP_BPF", "CAP_NET_ADMIN")) from None
+
+    def __repr__(self) -> str:
+        return f"<link {self.name!r} {'closed' if self.closed else f'fd {self._fd}'}>"
+
+
+# --- attaching without a link -------------------------------------------------------------------------------
+
+
+def prog_attach(target: int, prog: Program, attach_type: int, *, flags: int = 0) -> None:
+    """PROG_ATTACH: attach without a link, to a descriptor or interface index.
+
+    What holds it is the target itself.
+    """
+    try:
+        bpf_sys.prog_attach(target, prog.fd, int(attach_type), flags=flags)
+    except BpfError as error:
+        raise explain(error.about(f"program {prog.name!r}"), ("CAP_BPF", "CAP_NET_ADMIN")) from None
+
+
+def prog_detach(target: int, prog: Program, attach_type: int, *, flags: int = 0) -> bool:
+    """PROG_DETACH: undo :func:`prog_attach`; return whether that program was attached there."""
+    try:
+        bpf_sys.prog_detach(target, prog.fd, int(attach_type), flags=flags)
+    except BpfError as error:
+        if error.errno == errno.ENOENT:
+            return False
+        raise explain(error.about(f"program {prog.name!r}"), ("CAP_BPF", "CAP_NET_ADMIN")) from None
+    return True
+
+
+def attach_to_sockmap(prog: Program, sockmap: Map, attach_type: int) -> Link | None:
+    """Attach a program to a sockmap or sockhash: by a link where the kernel can (6.10), else directly.
+
+    Returns the link, or None for the direct way, which :func:`prog_detach` undoes and which lasts as long as
+    the map.
+    """
+    try:
+        return Link.sockmap(prog, sockmap, attach_type)
+    except BpfError as error:
+        if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP, ENOTSUPP):
+            raise
+    prog_attach(sockmap.fd, prog, attach_type)
+    return None
+
+
+class QueryEntry(NamedTuple):
+    """One attached program.
+
+    ``link_id`` is 0 where it was attached without a link, or the kernel does not say.
+    """
+
+    prog_id: int
+    link_id: int
+    flags: int
+
+
+class Query(NamedTuple):
+    """The programs at a hook in the order in which they run.
+
+    ``revision`` counts changes (0: the kernel has none).
+    """
+
+    entries: tuple[QueryEntry, ...]
+    flags: int
+    revision: int
+
+    @property
+    def prog_ids(self) -> tuple[int, ...]:
+        """The ids of the programs in order."""
+        return tuple(entry.prog_id for entry in self.entries)
+
+
+def prog_query(target: int, attach_type: int, *, flags: int = 0) -> Query:
+    """PROG_QUERY: what is attached to a descriptor (cgroup, sockmap, netns) or interface index (TCX)."""
+    capacity, with_links = 64, True
+    while True:
+        try:
+            attr, ids, attach_flags, link_ids = bpf_sys.prog_query(
+                target, int(attach_type), flags=flags, capacity=capacity, link_ids=with_links
+            )
+            break
+        except BpfError as error:
+            if error.errno == errno.ENOSPC and capacity < 1 << 16:
+                capacity *= 8
+            elif with_links and error.errno in (errno.EINVAL, errno.E2BIG):
+                with_links = False  # the kernel is older than these fields, or this hook has none of them
+            else:
+                raise explain(error, ("CAP_BPF", "CAP_NET_ADMIN")) from None
+    entries = tuple(QueryEntry(*row) for row in zip(ids, link_ids, attach_flags, strict=True))
+    return Query(entries, int(attr.attach_flags), int(attr.revision))
