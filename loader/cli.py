@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 from loader.errors import LoaderError, UsageError
 
 if TYPE_CHECKING:
-    from loader.instance import Result
     from loader.plan import Plan, Request
+    from loader.session import Result
     from pybpfasm.program import ProgramSpec
 
 __all__ = ["main"]
@@ -325,7 +325,7 @@ def _up(arguments: argparse.Namespace) -> int:
     request = _request(arguments)
     if arguments.dry_run:
         return _dry_run(request, arguments)
-    from loader.instance import up
+    from loader.up import up
 
     _clock("import")
     result = up(request, clock=_clock)
@@ -386,7 +386,7 @@ def _seconds(text: str) -> float:
 
 
 def _down(arguments: argparse.Namespace) -> int:
-    from loader.instance import down
+    from loader.down import down
 
     def tell(live: int) -> None:
         if not arguments.json:
@@ -529,7 +529,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except LoaderError as error:
         if debug:
             raise
-        from loader.instance import Interrupted
+        from loader.session import Interrupted
 
         say(f"error: {error}")
         if error.hint:

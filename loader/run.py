@@ -15,11 +15,13 @@ from typing import Any
 
 from loader import envoy
 from loader import plan as planning
+from loader.down import down
 from loader.errors import ConflictError, LoaderError, UsageError
-from loader.instance import down, open_instance, up
+from loader.instance import open_instance
 from loader.netns import NetNs, listeners
 from loader.plan import Request
 from loader.process import Place, if_killed, spawn, stop
+from loader.up import up
 
 __all__ = ["DEFAULT_CONFIG", "run"]
 

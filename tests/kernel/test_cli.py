@@ -65,8 +65,11 @@ def command(*words: str, drop: Callable[[], None] | None = None) -> Outcome:
 def as_nobody(site: Site, *words: str) -> Outcome:
     """Run the command line in a forked child that is an ordinary user.
 
-    No new interpreter: its files may be closed to others. What the command imports must have been imported.
+    No new interpreter: its files may be closed to others. So what the commands import is imported first.
     """
+    import loader.down
+    import loader.up  # noqa: F401
+
     reading, writing = os.pipe()
 
     def child() -> int:

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from loader import bpffs, cli, instance
+from loader import bpffs, cli, session
 from loader.bpffs import BpfFs
 from loader.cgroup import Cgroup
 from loader.netns import NetNs
@@ -261,7 +261,7 @@ def test_an_instance_of_another_bpf_file_system_on_the_hook(site: Site, method: 
 
 def test_the_lock_is_waited_for(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     with site.fs.lock():
-        monkeypatch.setattr(instance, "LOCK_SECONDS", 0.2)
+        monkeypatch.setattr(session, "LOCK_SECONDS", 0.2)
         outcome = site.run(*UP)
         assert outcome.status == 1
         assert f"another process has held the lock on {site.fs.root}" in outcome.err

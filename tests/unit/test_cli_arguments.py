@@ -125,7 +125,7 @@ def test_a_reader_that_goes_away_is_no_traceback() -> None:
 def test_the_way_to_up_imports_nothing_slow() -> None:
     """rich, pyroute2 and elftools are for other commands (tens of ms each)."""
     code = (
-        "import sys, loader.cli, loader.instance, loader.modes.rewrite;"
+        "import sys, loader.cli, loader.up, loader.down, loader.modes.rewrite;"
         "print([m for m in ('rich', 'pyroute2', 'elftools', 'asyncio', 'subprocess') if m in sys.modules])"
     )
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
