@@ -302,7 +302,7 @@ class ArrayView:
     def __getitem__(self, index: int) -> Mem:
         element, offset = self._element(index)
         mem = self._address.mem(element, offset)
-        mem.name = f"{self._field.owner}.{self._field.name}[{index}]"
+        mem.field, mem.index = self._field, index
         return mem
 
     def __setitem__(self, index: int, value: StoreValue) -> None:
@@ -339,7 +339,7 @@ class ArrayView:
                 self._address.asm.here(),
             )
         mem = self._address.mem(word, index * word.size)
-        mem.name = f"{field.owner}.{field.name}"
+        mem.field = field
         return mem
 
 

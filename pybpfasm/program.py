@@ -301,6 +301,7 @@ def _writing(b: Asm) -> Iterator[None]:
         if collects:
             gc.enable()
         forget()
+        b._forget()
 
 
 P = ParamSpec("P")

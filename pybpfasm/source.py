@@ -55,7 +55,11 @@ def _module(frame: FrameType) -> str:
 
 def capture(entry: CodeType | None, depth: int = 2) -> Origin:
     """The origin of the statement being executed *depth* frames above, up to the function *entry*."""
-    frame: FrameType | None = sys._getframe(depth)
+    return capture_at(sys._getframe(depth), entry)
+
+
+def capture_at(frame: FrameType | None, entry: CodeType | None) -> Origin:
+    """The origin of what *frame* executes, or the first of its callers that is not the assembler's own."""
     while frame is not None and frame.f_code.co_filename in INTERNAL:
         frame = frame.f_back
     if frame is None:

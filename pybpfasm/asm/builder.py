@@ -4,8 +4,9 @@
 from __future__ import annotations
 
 from bisect import bisect_left
+from operator import attrgetter
 from sys import _getframe
-from types import CodeType
+from types import CodeType, FrameType
 from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar, overload
 
 from pybpfasm import isa
@@ -28,10 +29,10 @@ from pybpfasm.asm.operands import (
 )
 from pybpfasm.errors import AsmError, SourceLocation, suggestion
 from pybpfasm.instruction import Instruction
-from pybpfasm.isa import Alu, CallKind, Imm64
+from pybpfasm.isa import FRAME_POINTER, LD_IMM64, Alu, CallKind, Imm64
 from pybpfasm.layout import U8, U16, U32, U64, ArrayView, ByteOrder, Scalar, Struct
 from pybpfasm.maps import MapSpec, MapValue
-from pybpfasm.source import INTERNAL, Origin, capture, known_modules, resolve
+from pybpfasm.source import INTERNAL, Origin, capture, capture_at, resolve
 
 if TYPE_CHECKING:
     from pybpfasm.core import Extern
@@ -39,43 +40,53 @@ if TYPE_CHECKING:
     from pybpfasm.program import Subprogram
 
 STACK_LIMIT: Final = 512
+# CO_GENERATOR, CO_COROUTINE and CO_ASYNC_GENERATOR of inspect, which takes long to import.
+_RESUMABLE: Final = 0x20 | 0x80 | 0x200
+_new: Final = Instruction.__new__
 
 
-class _RegSlot:
-    """``b.r3`` and ``b.r3 = …``."""
+_MOV64_X: Final = isa.ALU64 | Alu.MOV | isa.X
+_MOV32_X: Final = isa.ALU | Alu.MOV | isa.X
+_MOV64_K: Final = isa.ALU64 | Alu.MOV | isa.K
+_MOV32_K: Final = isa.ALU | Alu.MOV | isa.K
+_LOAD: Final = {size: isa.LDX | isa.MEM | code for size, code in isa.SIZE_CODE.items()}
+_LOADSX: Final = {size: isa.LDX | isa.MEMSX | code for size, code in isa.SIZE_CODE.items()}
 
-    __slots__ = ("index", "is_w")
 
-    def __init__(self, index: int, is_w: bool) -> None:
-        self.index = index
-        self.is_w = is_w
+if TYPE_CHECKING:
 
-    @overload
-    def __get__(self, obj: None, owner: type[Asm]) -> _RegSlot: ...
-    @overload
-    def __get__(self, obj: Asm, owner: type[Asm]) -> Reg: ...
-    def __get__(self, obj: Asm | None, owner: type[Asm]) -> _RegSlot | Reg:
-        if obj is None:
-            return self
-        return obj._regs[self.is_w][self.index]
+    class _Register:
+        """``b.r3`` and ``b.r3 = …``."""
 
-    def __set__(self, asm: Asm, value: RegValue) -> None:
-        dst = self.index
-        is_w = self.is_w
+        @overload
+        def __get__(self, obj: None, owner: type[Asm]) -> _Register: ...
+        @overload
+        def __get__(self, obj: Asm, owner: type[Asm]) -> Reg: ...
+        def __get__(self, obj: Asm | None, owner: type[Asm]) -> _Register | Reg: ...
+        def __set__(self, obj: Asm, value: RegValue) -> None: ...
+
+
+def _register(name: str) -> _Register:
+    """The property of `Asm` that is register *name*. (Descriptors in Python are slower.)"""
+    dst = int(name[1:])
+    is_w = name[0] == "w"
+    move, load_imm = (_MOV32_X, _MOV32_K) if is_w else (_MOV64_X, _MOV64_K)
+
+    def write(asm: Asm, value: RegValue) -> None:
         kind = type(value)
         if kind is Reg:
             assert isinstance(value, Reg)
             if value.done and value.index == dst and value.is_w == is_w:
                 return  # an in-place operation assigns its result back
-            if dst == isa.FRAME_POINTER:
+            if dst == FRAME_POINTER:
                 raise asm._frame_pointer()
             if value.is_w != is_w:
                 raise asm._widths_differ(asm._regs[is_w][dst], value)
             if value.asm is not asm:
                 raise asm._foreign()
-            asm._emit(_MOV32_X if is_w else _MOV64_X, dst, value.index)
+            asm._emit(move, dst, value.index)
             return
-        if dst == isa.FRAME_POINTER:
+        if dst == FRAME_POINTER:
             raise asm._frame_pointer()
         if kind is Mem:
             assert isinstance(value, Mem)
@@ -83,22 +94,16 @@ class _RegSlot:
                 raise asm._foreign()
             if is_w:
                 raise asm._error(f"write b.r{dst}: a load of 1, 2 or 4 bytes clears the rest of the register")
-            mode = isa.MEMSX if value.is_signed else isa.MEM
-            asm._emit(isa.LDX | mode | isa.SIZE_CODE[value.size], dst, value.base, value.offset)
+            asm._emit((_LOADSX if value.is_signed else _LOAD)[value.size], dst, value.base, value.offset)
         elif isinstance(value, (int, Imm)):
-            if kind is Imm and value.bits == 64:  # type: ignore[union-attr]
-                asm._wide(dst, is_w, value.resolve(asm.byteorder))  # type: ignore[union-attr]
+            if isinstance(value, Imm) and value.bits == 64:
+                asm._wide(dst, is_w, value.resolve(asm.byteorder))
             else:
-                imm = asm._immediate(value, is_w, "imm64()")
-                asm._emit(_MOV32_K if is_w else _MOV64_K, dst, 0, 0, imm)
+                asm._emit(load_imm, dst, 0, 0, asm._immediate(value, is_w, "imm64()"))
         else:
             asm._assign_other(dst, is_w, value)
 
-
-_MOV64_X: Final = isa.ALU64 | Alu.MOV | isa.X
-_MOV32_X: Final = isa.ALU | Alu.MOV | isa.X
-_MOV64_K: Final = isa.ALU64 | Alu.MOV | isa.K
-_MOV32_K: Final = isa.ALU | Alu.MOV | isa.K
+    return property(attrgetter("_" + name), write)  # type: ignore[return-value]
 
 
 class _NoRegister:
@@ -123,15 +128,19 @@ class _Memory:
         self.type = type
 
     def __getitem__(self, address: Reg | Address) -> Mem:
-        if not isinstance(address, (Reg, Address)):
+        if isinstance(address, Reg):
+            address = address + 0
+        elif not isinstance(address, Address):
             raise self.asm._error("memory is reached through a register: b.u32[b.r1 + 4]")
-        return (address + 0).mem(self.type)
+        return Mem(address.asm, address.base, address.offset, self.type.size, False)
 
     def __setitem__(self, address: Reg | Address, value: StoreValue) -> None:
         self[address].store(value)
 
 
 T = TypeVar("T", bound=Struct)
+
+_REGISTERS: Final = tuple(f"_{kind}{index}" for kind in "rw" for index in range(11))
 
 
 class Asm:
@@ -143,11 +152,14 @@ class Asm:
 
     __slots__ = (
         "_body",
+        "_caller",
         "_calls",
         "_chain",
+        "_code",
         "_depth",
         "_done",
         "_loose",
+        "_memory",
         "_named",
         "_only_by_jump",
         "_places",
@@ -157,33 +169,35 @@ class Asm:
         "_terminated",
         "_used",
         "_wides",
+        "_writer",
         "byteorder",
         "entry",
         "name",
+        *_REGISTERS,
     )
 
-    r0 = _RegSlot(0, False)
-    r1 = _RegSlot(1, False)
-    r2 = _RegSlot(2, False)
-    r3 = _RegSlot(3, False)
-    r4 = _RegSlot(4, False)
-    r5 = _RegSlot(5, False)
-    r6 = _RegSlot(6, False)
-    r7 = _RegSlot(7, False)
-    r8 = _RegSlot(8, False)
-    r9 = _RegSlot(9, False)
-    r10 = _RegSlot(10, False)
-    w0 = _RegSlot(0, True)
-    w1 = _RegSlot(1, True)
-    w2 = _RegSlot(2, True)
-    w3 = _RegSlot(3, True)
-    w4 = _RegSlot(4, True)
-    w5 = _RegSlot(5, True)
-    w6 = _RegSlot(6, True)
-    w7 = _RegSlot(7, True)
-    w8 = _RegSlot(8, True)
-    w9 = _RegSlot(9, True)
-    w10 = _RegSlot(10, True)
+    r0 = _register("r0")
+    r1 = _register("r1")
+    r2 = _register("r2")
+    r3 = _register("r3")
+    r4 = _register("r4")
+    r5 = _register("r5")
+    r6 = _register("r6")
+    r7 = _register("r7")
+    r8 = _register("r8")
+    r9 = _register("r9")
+    r10 = _register("r10")
+    w0 = _register("w0")
+    w1 = _register("w1")
+    w2 = _register("w2")
+    w3 = _register("w3")
+    w4 = _register("w4")
+    w5 = _register("w5")
+    w6 = _register("w6")
+    w7 = _register("w7")
+    w8 = _register("w8")
+    w9 = _register("w9")
+    w10 = _register("w10")
     if not TYPE_CHECKING:  # a type checker knows by their absence
         # What the four bits of an encoded register could say, but no program may.
         r11 = r12 = r13 = r14 = r15 = w11 = w12 = w13 = w14 = w15 = _NoRegister()
@@ -193,6 +207,9 @@ class Asm:
         self.byteorder: ByteOrder = byteorder
         self.entry = entry
         self._regs = tuple(tuple(Reg(self, i, w) for i in range(11)) for w in (False, True))
+        for name, reg in zip(_REGISTERS, (*self._regs[False], *self._regs[True]), strict=True):
+            setattr(self, name, reg)
+        self._memory = tuple(_Memory(self, type) for type in (U8(), U16(), U32(), U64()))
         self._done = tuple(tuple(Reg(self, i, w, True) for i in range(11)) for w in (False, True))
         self._body: list[Instruction] = []
         self._referring: list[int] = []  # indices of instructions with a reference
@@ -207,6 +224,10 @@ class Asm:
         self._terminated = False
         self._stack = 0
         self._calls: list[Subprogram] = []
+        # The frame that wrote last, its code, and where it was called.
+        self._writer: FrameType | None = None
+        self._code: CodeType | None = None
+        self._caller: Origin | None = None
 
     if not TYPE_CHECKING:  # a type checker would take every name for an attribute
 
@@ -220,22 +241,22 @@ class Asm:
     @property
     def u8(self) -> _Memory:
         """``b.u8[b.r1 + 4]``: a byte of memory."""
-        return _Memory(self, _U8)
+        return self._memory[0]
 
     @property
     def u16(self) -> _Memory:
         """``b.u16[b.r1 + 4]``: 2 bytes of memory in host order."""
-        return _Memory(self, _U16)
+        return self._memory[1]
 
     @property
     def u32(self) -> _Memory:
         """``b.u32[b.r1 + 4]``: 4 bytes of memory in host order."""
-        return _Memory(self, _U32)
+        return self._memory[2]
 
     @property
     def u64(self) -> _Memory:
         """``b.u64[b.r1 + 8]``: 8 bytes of memory in host order."""
-        return _Memory(self, _U64)
+        return self._memory[3]
 
     def stack(self, struct: type[T]) -> T:
         """A view of fresh stack space for *struct*, 8-byte aligned.
@@ -403,7 +424,30 @@ class Asm:
         return AsmError(message, resolve(capture(self.entry, 2)))
 
     def _capture(self, depth: int) -> Origin:
-        return capture(self.entry, depth)
+        """The origin of the statement being executed *depth* frames above."""
+        frame: FrameType | None = _getframe(depth)
+        while frame is not self._writer:
+            if frame.f_code.co_filename not in INTERNAL:  # type: ignore[union-attr]
+                return self._look(frame)
+            frame = frame.f_back  # type: ignore[union-attr]
+        return (self._code, frame.f_lasti, self._caller)  # type: ignore[return-value,union-attr]
+
+    def _look(self, frame: FrameType | None) -> Origin:
+        """The origin of what *frame* executes.
+
+        While a function runs its callers stay where they are, so they are remembered with it; those of a
+        generator do not. The frame is held, or another one could come to lie at its address.
+        """
+        origin = capture_at(frame, self.entry)
+        assert frame is not None
+        if not frame.f_code.co_flags & _RESUMABLE:
+            self._writer = frame
+            self._code, _, self._caller = origin
+        return origin
+
+    def _forget(self) -> None:
+        """Let go of the frame that wrote last."""
+        self._writer = self._code = self._caller = None
 
     def _emit(
         self,
@@ -416,27 +460,41 @@ class Asm:
         reference: object = None,
         origin: Origin | None = None,
     ) -> None:
-        if origin is None:
-            # As capture() does, without the call: this is the hot path.
-            frame = _getframe(2)
-            while frame.f_code.co_filename in INTERNAL:
-                frame = frame.f_back  # type: ignore[assignment]
-            code = frame.f_code
-            if code is self.entry and code.co_filename in known_modules:
-                origin = (code, frame.f_lasti, None)
+        where: Origin
+        if origin is not None:
+            where = origin
+        else:
+            # As _capture() does, without the call: this is the hot path.
+            frame: FrameType | None = _getframe(2)
+            writer = self._writer
+            while frame is not writer:
+                if frame.f_code.co_filename not in INTERNAL:  # type: ignore[union-attr]
+                    where = self._look(frame)
+                    break
+                frame = frame.f_back  # type: ignore[union-attr]
             else:
-                origin = capture(self.entry, 2)
-        if not -32768 <= offset <= 32767:
+                where = (self._code, frame.f_lasti, self._caller)  # type: ignore[assignment,union-attr]
+        if offset and not -32768 <= offset <= 32767:
             raise AsmError(
-                f"offset {offset} does not fit the 16 bits that an instruction has for it", resolve(origin)
+                f"offset {offset} does not fit the 16 bits that an instruction has for it", resolve(where)
             )
         if self._terminated:
-            raise self._unreachable(origin)
+            raise self._unreachable(where)
         if reference is not None:
             self._referring.append(len(self._body))
-        if opcode == isa.LD_IMM64:
+        if opcode == LD_IMM64:
             self._wides.append(len(self._body))
-        self._body.append(Instruction(opcode, dst, src, offset, imm, imm_high, reference, origin))
+        # What Instruction() does, in two thirds of the time.
+        insn = _new(Instruction)
+        insn.opcode = opcode
+        insn.dst = dst
+        insn.src = src
+        insn.offset = offset
+        insn.imm = imm
+        insn.imm_high = imm_high
+        insn.reference = reference
+        insn.origin = where
+        self._body.append(insn)
 
     def _foreign(self) -> AsmError:
         return self._error(
@@ -574,6 +632,7 @@ class Asm:
         Raises `AsmError` for a label that nothing marks, a comparison that nothing uses, an empty function
         and a way past its end.
         """
+        self._forget()
         for loose in self._loose.values():
             what = "If(…) is neither a `with` block nor followed by .goto()"
             if isinstance(loose, Condition):
@@ -617,6 +676,3 @@ class Asm:
     def labels(self) -> dict[int, str]:
         """Names given to places, by index of the instruction that follows."""
         return {self._places[label]: name for name, label in self._named.items() if label in self._places}
-
-
-_U8, _U16, _U32, _U64 = U8(), U16(), U32(), U64()

@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 from pybpfasm import isa
 from pybpfasm.asm.conditions import Condition
 from pybpfasm.errors import AsmError
-from pybpfasm.isa import Alu, Atomic, Jump
-from pybpfasm.layout import ByteOrder, Scalar, Struct
+from pybpfasm.isa import FRAME_POINTER, Alu, Atomic, Jump, X
+from pybpfasm.layout import ByteOrder, Field, Scalar, Struct
 from pybpfasm.maps import MapSpec, MapValue
 from pybpfasm.source import capture, resolve
 
@@ -90,8 +91,7 @@ class Address:
 
     def mem(self, type: Scalar, offset: int = 0) -> Mem:
         """The memory of *type* at this address plus *offset* bytes."""
-        name = f"{type.owner}.{type.name}" if type.name else ""
-        return Mem(self.asm, self.base, self.offset + offset, type.size, type.order == "big", name)
+        return Mem(self.asm, self.base, self.offset + offset, type.size, type.order == "big", type)
 
     def __repr__(self) -> str:
         return f"r{self.base}{self.offset:+d}"
@@ -109,23 +109,41 @@ class Mem:
     with zeros above them, or 8.
     """
 
-    __slots__ = ("asm", "base", "is_big", "is_signed", "name", "offset", "size")
+    __slots__ = ("asm", "base", "field", "index", "is_big", "is_signed", "offset", "size")
 
-    def __init__(self, asm: Asm, base: int, offset: int, size: int, is_big: bool, name: str) -> None:
+    def __init__(
+        self,
+        asm: Asm,
+        base: int,
+        offset: int,
+        size: int,
+        is_big: bool,
+        field: Field | None = None,
+        index: int | None = None,
+    ) -> None:
         self.asm = asm
         self.base = base
         self.offset = offset
         self.size = size
         self.is_big = is_big
         self.is_signed = False
-        self.name = name
+        self.field = field
+        self.index = index
+
+    @property
+    def name(self) -> str:
+        """``Tcp.dest``, ``SkBuff.cb[1]``; empty for memory that is no field."""
+        field = self.field
+        if field is None or not field.name:
+            return ""
+        return f"{field.owner}.{field.name}" + ("" if self.index is None else f"[{self.index}]")
 
     @property
     def signed(self) -> Mem:
         """The same memory, loaded with sign extension (``ldsx``, ISA v4)."""
         if self.size == 8:
             raise self.asm._error("an 8-byte load has no bits left to extend into")
-        mem = Mem(self.asm, self.base, self.offset, self.size, self.is_big, self.name)
+        mem = Mem(self.asm, self.base, self.offset, self.size, self.is_big, self.field, self.index)
         mem.is_signed = True
         return mem
 
@@ -133,8 +151,8 @@ class Mem:
         """A smaller part of this field: *type* at byte *offset* within it; raises `AsmError` outside it."""
         if offset < 0 or offset + type.size > self.size:
             raise self.asm._error(f"bytes {offset} to {offset + type.size} are outside {self._what()}")
-        mem = Mem(self.asm, self.base, self.offset + offset, type.size, type.order == "big", self.name)
-        return mem
+        is_big = type.order == "big"
+        return Mem(self.asm, self.base, self.offset + offset, type.size, is_big, self.field, self.index)
 
     def store(self, value: object) -> None:
         """Store a register (``stx``) or a constant (``st``); a field in network order takes constants in host
@@ -149,6 +167,8 @@ class Mem:
                 raise asm._error(
                     f"write b.r{value.index}: a store takes as many bytes of the register as the field has"
                 )
+            if value.asm is not asm:
+                raise asm._foreign()
             asm._emit(isa.STX | isa.MEM | isa.SIZE_CODE[self.size], self.base, value.index, self.offset)
         elif isinstance(value, (int, Imm)):
             asm._emit(
@@ -202,12 +222,14 @@ class Mem:
             raise self.asm._error(
                 f"write b.r{register.index}: an atomic operation takes as many bytes of it as the memory has"
             )
+        if register.asm is not self.asm:
+            raise self.asm._foreign()
 
     def _atomic(self, op: Atomic, source: Reg) -> None:
         if self.size < 4:
             raise self.asm._error(f"atomic operations work on 4 or 8 bytes, not on {self.size}")
         self._operand(source)
-        if source.index == isa.FRAME_POINTER and op in _WRITES_SOURCE:
+        if source.index == FRAME_POINTER and op in _WRITES_SOURCE:
             raise self.asm._frame_pointer()
         self.asm._emit(
             isa.STX | isa.ATOMIC | isa.SIZE_CODE[self.size], self.base, source.index, self.offset, op
@@ -270,7 +292,7 @@ class Mem:
     def load_acquire(self, target: Reg) -> None:
         """``target = load_acquire(mem)``: a load of 1 to 8 bytes, before all that follows (Linux 6.15)."""
         self._operand(target)
-        if target.index == isa.FRAME_POINTER:
+        if target.index == FRAME_POINTER:
             raise self.asm._frame_pointer()
         self.asm._emit(
             isa.STX | isa.ATOMIC | isa.SIZE_CODE[self.size],
@@ -299,6 +321,42 @@ class Mem:
     __hash__ = object.__hash__
 
 
+def _in_place(op: Alu, offset: int = 0) -> Callable[[Reg, Operand], Reg]:
+    """A method of `Reg` that writes the operation *op* on the register."""
+    opcodes = isa.ALU64 | op, isa.ALU | op
+    top = (64, 32) if op in (Alu.LSH, Alu.RSH, Alu.ARSH) else None
+    divides = op in (Alu.DIV, Alu.MOD)
+
+    def write(self: Reg, value: Operand) -> Reg:
+        asm = self.asm
+        is_w = self.is_w
+        if self.index == FRAME_POINTER:
+            raise asm._frame_pointer()
+        if isinstance(value, Reg):
+            if value.is_w != is_w:
+                raise asm._widths_differ(self, value)
+            if value.asm is not asm:
+                raise asm._foreign()
+            asm._emit(opcodes[is_w] | X, self.index, value.index, offset)
+        elif isinstance(value, (int, Imm)):
+            imm = asm._immediate(value, is_w)
+            if top is not None and not 0 <= imm < top[is_w]:
+                raise asm._error(f"{self.name} can be shifted by 0 to {top[is_w] - 1} bits, not by {imm}")
+            if divides and imm == 0:
+                raise asm._error(f"{self.name} is divided by 0")
+            asm._emit(opcodes[is_w], self.index, 0, offset, imm)
+        else:
+            raise asm._error(f"the operand is a register or a constant, not {a(value)}")
+        return asm._done[is_w][self.index]
+
+    return write
+
+
+_arsh = _in_place(Alu.ARSH)
+_sdiv = _in_place(Alu.DIV, 1)
+_smod = _in_place(Alu.MOD, 1)
+
+
 class Reg:
     """A register: ``b.r3`` all 64 bits, ``b.w3`` its lower 32 (a write to which clears the upper)."""
 
@@ -319,57 +377,16 @@ class Reg:
         return self.name
 
     # Arithmetic: `b.r2 += x` is one instruction.
-    def _alu(self, op: Alu, value: Operand, offset: int = 0) -> Reg:
-        asm = self.asm
-        if self.index == isa.FRAME_POINTER:
-            raise asm._frame_pointer()
-        cls = isa.ALU if self.is_w else isa.ALU64
-        if isinstance(value, Reg):
-            if value.is_w != self.is_w:
-                raise asm._widths_differ(self, value)
-            asm._emit(cls | op | isa.X, self.index, value.index, offset)
-        elif isinstance(value, (int, Imm)):
-            imm = asm._immediate(value, self.is_w)
-            if op in (Alu.LSH, Alu.RSH, Alu.ARSH) and not 0 <= imm < (32 if self.is_w else 64):
-                raise asm._error(
-                    f"{self.name} can be shifted by 0 to {31 if self.is_w else 63} bits, not by {imm}"
-                )
-            if op in (Alu.DIV, Alu.MOD) and imm == 0:
-                raise asm._error(f"{self.name} is divided by 0")
-            asm._emit(cls | op | isa.K, self.index, 0, offset, imm)
-        else:
-            raise asm._error(f"the operand is a register or a constant, not {a(value)}")
-        return asm._done[self.is_w][self.index]
-
-    def __iadd__(self, value: Operand) -> Reg:
-        return self._alu(Alu.ADD, value)
-
-    def __isub__(self, value: Operand) -> Reg:
-        return self._alu(Alu.SUB, value)
-
-    def __imul__(self, value: Operand) -> Reg:
-        return self._alu(Alu.MUL, value)
-
-    def __itruediv__(self, value: Operand) -> Reg:
-        return self._alu(Alu.DIV, value)
-
-    def __imod__(self, value: Operand) -> Reg:
-        return self._alu(Alu.MOD, value)
-
-    def __iand__(self, value: Operand) -> Reg:
-        return self._alu(Alu.AND, value)
-
-    def __ior__(self, value: Operand) -> Reg:
-        return self._alu(Alu.OR, value)
-
-    def __ixor__(self, value: Operand) -> Reg:
-        return self._alu(Alu.XOR, value)
-
-    def __ilshift__(self, value: Operand) -> Reg:
-        return self._alu(Alu.LSH, value)
-
-    def __irshift__(self, value: Operand) -> Reg:
-        return self._alu(Alu.RSH, value)
+    __iadd__ = _in_place(Alu.ADD)
+    __isub__ = _in_place(Alu.SUB)
+    __imul__ = _in_place(Alu.MUL)
+    __itruediv__ = _in_place(Alu.DIV)
+    __imod__ = _in_place(Alu.MOD)
+    __iand__ = _in_place(Alu.AND)
+    __ior__ = _in_place(Alu.OR)
+    __ixor__ = _in_place(Alu.XOR)
+    __ilshift__ = _in_place(Alu.LSH)
+    __irshift__ = _in_place(Alu.RSH)
 
     def __ifloordiv__(self, value: Operand) -> Reg:
         raise self.asm._error(
@@ -378,21 +395,21 @@ class Reg:
 
     def arsh(self, value: Operand) -> None:
         """``rN s>>= value``: arithmetic shift right, by 0 to 63 bits (31 of a w register)."""
-        self._alu(Alu.ARSH, value)
+        _arsh(self, value)
 
     def sdiv(self, value: Operand) -> None:
         """``rN s/= value``: signed division, towards 0 (ISA v4, Linux 6.6; RFC 9669, section 4.1).
 
         Division by a register that is 0 gives 0; a constant 0 is an `AsmError`.
         """
-        self._alu(Alu.DIV, value, 1)
+        _sdiv(self, value)
 
     def smod(self, value: Operand) -> None:
         """``rN s%= value``: signed modulo, with the sign of rN (ISA v4, Linux 6.6).
 
         Modulo 0 in a register leaves rN; a constant 0 is an `AsmError`.
         """
-        self._alu(Alu.MOD, value, 1)
+        _smod(self, value)
 
     def __neg__(self) -> Unary:
         return Unary("neg", 0, self)
@@ -408,7 +425,9 @@ class Reg:
     def __sub__(self, offset: Operand) -> Address:
         if not isinstance(offset, int):
             raise self.asm._error("b.rN - b.rM would take two instructions: b.rN -= b.rM")
-        return self + -offset
+        if self.is_w:
+            raise self.asm._error(f"{self.name} is 32 bits wide and can't hold an address")
+        return Address(self.asm, self.index, -offset)
 
     def _two_instructions(self, other: object) -> Any:
         raise self.asm._error(
@@ -452,6 +471,8 @@ class Reg:
         if isinstance(value, Reg):
             if value.is_w != self.is_w:
                 raise asm._widths_differ(self, value)
+            if value.asm is not asm:
+                raise asm._foreign()
         elif isinstance(value, (int, Imm)):
             asm._immediate(value, self.is_w)
         else:
