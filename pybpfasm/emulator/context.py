@@ -206,10 +206,11 @@ class Context:
         region = run.context_region
         if not isinstance(region, Fields):
             return
-        for name, field in self.layout.fields.items():
-            if any(field.offset <= at < field.offset + field.size for at, _ in region.rights.write):
-                raw = bytes(region.data[field.offset : field.offset + field.size])
-                self._fields[name] = field.from_bytes(raw, run.emulator.byteorder)
+        fields = self.layout.fields
+        for name in region.rights.writable():
+            field = fields[name]
+            raw = bytes(region.data[field.offset : field.offset + field.size])
+            self._fields[name] = field.from_bytes(raw, run.emulator.byteorder)
 
     def _refresh(self, run: Run, name: str, value: int) -> None:
         """Change a field while the program runs."""

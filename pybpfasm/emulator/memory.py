@@ -392,13 +392,26 @@ class Fields(Region):
 class Rights:
     """Which bytes of a structure may be read and written: sets of (offset, size)."""
 
-    __slots__ = ("fields", "kind", "read", "write")
+    __slots__ = ("_writable", "fields", "kind", "read", "write")
 
     def __init__(self, kind: str, fields: Sequence[tuple[int, int, str]]) -> None:
         self.kind = kind
         self.fields = tuple(fields)  # offset, size, name
         self.read: set[tuple[int, int]] = set()
         self.write: set[tuple[int, int]] = set()
+        self._writable: tuple[int, tuple[str, ...]] = (0, ())
+
+    def writable(self) -> tuple[str, ...]:
+        """The names of the fields of which a program may write anything."""
+        known, names = self._writable
+        if known != len(self.write):
+            names = tuple(
+                name
+                for start, size, name in self.fields
+                if any(start <= at < start + size for at, _ in self.write)
+            )
+            self._writable = (len(self.write), names)
+        return names
 
     def allow(self, at: int, size: int, *, narrow: bool = False, write: bool = False) -> None:
         """Allow reads of the *size* bytes at *at*, of aligned parts too where *narrow*; writes if *write*."""

@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from types import CodeType
 from typing import TYPE_CHECKING, Final
+from weakref import WeakKeyDictionary
 
 from pybpfasm import isa
 from pybpfasm.emulator import interpret, translate
@@ -29,6 +31,64 @@ Engine = Callable[..., int]
 _WARM: Final = 4
 
 
+@dataclass(frozen=True, slots=True)
+class _Decoded:
+    """What a program's bytes hold, read once however often it is loaded."""
+
+    code: bytes
+    instructions: dict[int, Instruction]  # by slot
+    slots: int
+    wide: tuple[int, ...]  # slots of 64-bit immediate loads
+    entries: tuple[int, ...]  # where functions begin
+    calls: tuple[tuple[int, int], ...]  # of helpers and kernel functions
+    loops: bool
+
+
+_DECODED: WeakKeyDictionary[ProgramSpec, _Decoded] = WeakKeyDictionary()
+
+
+def _decoded(spec: ProgramSpec) -> _Decoded:
+    """The bytes of *spec* with the number of each map, from 1, as its descriptor; raises `EmulatorError`."""
+    found = _DECODED.get(spec)
+    if found is None:
+        found = _DECODED[spec] = _decode(spec)
+    return found
+
+
+def _decode(spec: ProgramSpec) -> _Decoded:
+    code = spec.code({one.name: number for number, one in enumerate(spec.maps, 1)})
+    instructions: dict[int, Instruction] = {}
+    wide: list[int] = []
+    entries: dict[int, int] = {0: 0}  # with a slot that names it
+    calls: dict[tuple[int, int], None] = {}
+    loops = False
+    slot = 0
+    for insn in decode(code, spec.byteorder):
+        instructions[slot] = insn
+        opcode = insn.opcode
+        if opcode == LD_IMM64:
+            wide.append(slot)
+            if insn.src == Imm64.FUNC:
+                entries.setdefault(slot + 1 + insn.imm, slot)
+            slot += 2
+            continue
+        if opcode & 7 in (isa.JMP, isa.JMP32):
+            if opcode == isa.OP_CALL:
+                if insn.src == CallKind.LOCAL:
+                    entries.setdefault(slot + 1 + insn.imm, slot)
+                else:
+                    calls[insn.src, insn.imm] = None
+            elif opcode == isa.OP_GOTOX:
+                raise EmulatorError(f"{spec.name}, slot {slot}: the emulator has no computed jumps (gotox)")
+            elif opcode not in (isa.OP_CALLX, isa.OP_EXIT):
+                loops = loops or (insn.imm if opcode == isa.OP_GOTOL else insn.offset) < 0
+        slot += 1
+    for entry, at in entries.items():
+        if entry not in instructions and not 0 <= entry < spec.slots:
+            raise EmulatorError(f"{spec.name}, slot {at}: a call to slot {entry}, which does not exist")
+    return _Decoded(code, instructions, slot, tuple(wide), tuple(sorted(entries)), tuple(calls), loops)
+
+
 class Program:
     """A program with its maps, ready to run; `Emulator.load` makes it.
 
@@ -47,25 +107,18 @@ class Program:
         self.runs = 0
         self.maps: dict[str, Map] = {one.name: emulator.map(one) for one in spec.maps}
         names = list(self.maps)
-        code = spec.code({name: number + 1 for number, name in enumerate(names)})
-        self.instructions: dict[int, Instruction] = {}
-        slot = 0
-        for insn in decode(code, spec.byteorder):
-            self.instructions[slot] = insn
-            slot += insn.slots
-        self.slots = slot
-        self.code = code
+        decoded = _decoded(spec)
+        self.code = decoded.code
+        self.instructions = decoded.instructions
+        self.slots = decoded.slots
+        self.entries = decoded.entries
+        self.calls = decoded.calls
+        self.loops = decoded.loops
         self.regions: dict[int, Region] = {}
         self.addresses: dict[int, int] = {}  # by slot of the 64-bit immediate load
-        self.entries: list[int] = [0]
         functions: dict[int, Opaque] = {}
-        for slot, insn in self.instructions.items():
-            if insn.opcode == isa.OP_GOTOX:
-                raise EmulatorError(f"{spec.name}, slot {slot}: the emulator has no computed jumps (gotox)")
-            if insn.opcode == isa.OP_CALL and insn.src == CallKind.LOCAL:
-                self._add_entry(slot + 1 + insn.imm, slot)
-            if insn.opcode != LD_IMM64:
-                continue
+        for slot in decoded.wide:
+            insn = self.instructions[slot]
             if insn.src == Imm64.VALUE:
                 self.addresses[slot] = insn.imm64
             elif insn.src in (Imm64.MAP_FD, Imm64.MAP_VALUE):
@@ -73,7 +126,6 @@ class Program:
                 self.addresses[slot] = self._map_address(one, insn)
             elif insn.src == Imm64.FUNC:
                 entry = slot + 1 + insn.imm
-                self._add_entry(entry, slot)
                 if entry not in functions:
                     name = next((f.name for f in spec.functions if f.slot == entry), f"slot {entry}")
                     functions[entry] = Opaque(f"function {name}", entry)
@@ -83,27 +135,12 @@ class Program:
                 raise EmulatorError(
                     f"{spec.name}, slot {slot}: the emulator knows no {Imm64(insn.src).name} immediates"
                 )
-        self.entries.sort()
-        self.loops = any(
-            insn.opcode & 7 in (isa.JMP, isa.JMP32)
-            and insn.opcode not in (isa.OP_CALL, isa.OP_CALLX, isa.OP_EXIT)
-            and (insn.imm if insn.opcode == isa.OP_GOTOL else insn.offset) < 0
-            for insn in self.instructions.values()
-        )
         self._translated: dict[int, Engine] | None = None
         self._lines: dict[CodeType, list[int]] = {}
         self._texts: dict[int, str] = {}
 
     def __repr__(self) -> str:
         return f"<emulated {self.spec.name} {self.spec.type.name} {self.slots} slots>"
-
-    def _add_entry(self, entry: int, slot: int) -> None:
-        if entry not in self.instructions and not 0 <= entry < self.spec.slots:
-            raise EmulatorError(
-                f"{self.spec.name}, slot {slot}: a call to slot {entry}, which does not exist"
-            )
-        if entry not in self.entries:
-            self.entries.append(entry)
 
     def _register(self, region: Region) -> int:
         if not region.start:

@@ -4,6 +4,9 @@
 Registers are local variables, a basic block is straight Python, and a loop around a tree of comparisons goes
 from block to block. Nothing checks for errors where the data flow shows that there can be none; when one
 happens, the line of the generated code tells the instruction, and its local variables the registers.
+
+Python needs more time for each line of a long function than for those of a short one, to compile it and to
+run it. So a function of more than `PART` instructions becomes several, which hand each other the registers.
 """
 
 from __future__ import annotations
@@ -32,27 +35,33 @@ _S32: Final = "0x80000000"
 
 _CALLER_SAVED: Final = 0b111110
 
-# Translated code by everything that it depends on; the newest last.
-_CACHE: OrderedDict[tuple[object, ...], list[tuple[int, CodeType, list[int]]]] = OrderedDict()
+# How many instructions one Python function holds at most.
+PART: Final = 1024
+
+# Code of one Python function, by its name, and the slots of its lines.
+_Unit = tuple[str, CodeType, list[int]]
+# Translated functions by everything that they depend on; the newest last. Each has its entry slot, its units,
+# and for every basic block the unit that it is in.
+_CACHE: OrderedDict[tuple[object, ...], list[tuple[int, list[_Unit], list[int]]]] = OrderedDict()
 _CACHE_SIZE: Final = 512
 
 
 def functions(program: Program) -> tuple[dict[int, Callable[..., int]], dict[CodeType, list[int]]]:
     """The program's functions by entry slot, and for the code of each the slots of its lines."""
     emulator = program.emulator
-    models = {}
-    for insn in program.instructions.values():
-        if insn.opcode == isa.OP_CALL and insn.src != CallKind.LOCAL and insn.imm != TAIL_CALL:
-            models[insn.src, insn.imm] = emulator.model_of(insn.src, insn.imm)
+    models = {
+        call: emulator.model_of(*call) for call in program.calls if call != (CallKind.HELPER, TAIL_CALL)
+    }
     key = (
+        PART,
         program.code,
         program.spec.byteorder,
-        tuple(program.entries),
+        program.entries,
         tuple(sorted((call, model.arity) for call, model in models.items())),
     )
     units = _CACHE.get(key)
     if units is None:
-        units = [_Function(program, entry, models).compile() for entry in program.entries]
+        units = [_Function(program, entry, models, PART).compile() for entry in program.entries]
         _CACHE[key] = units
         if len(_CACHE) > _CACHE_SIZE:
             _CACHE.popitem(last=False)
@@ -77,11 +86,30 @@ def functions(program: Program) -> tuple[dict[int, Callable[..., int]], dict[Cod
         namespace[f"A{slot}"] = address
     made: dict[int, Callable[..., int]] = {}
     lines: dict[CodeType, list[int]] = {}
-    for entry, code, line_slots in units:
-        exec(code, namespace)
-        made[entry] = namespace[f"f{entry}"]
-        lines[made[entry].__code__] = line_slots
+    for entry, parts, part_of in units:
+        for name, code, line_slots in parts:
+            exec(code, namespace)
+            lines[namespace[name].__code__] = line_slots
+        if len(parts) == 1:
+            made[entry] = namespace[parts[0][0]]
+        else:
+            made[entry] = _joined([namespace[name] for name, _, _ in parts], part_of)
     return made, lines
+
+
+def _joined(parts: list[Callable[..., Any]], part_of: list[int]) -> Callable[..., int]:
+    """The function of several parts: each takes the block to go on with and the registers, and returns the
+    same for the next part, or r0."""
+    entries = [parts[part] for part in part_of]
+
+    def run_parts(run: Any, stack: Any, *arguments: int | None) -> int:
+        state: Any = (0, None, *arguments, None, None, None, None, 0)
+        while state.__class__ is tuple:
+            state = entries[state[0]](run, stack, *state)
+        result: int = state
+        return result
+
+    return run_parts
 
 
 def _unset(register: int) -> None:
@@ -172,13 +200,18 @@ _COMPARE: Final = {
     Jump.JLT: "<",
     Jump.JLE: "<=",
 }
+# What one part of a function hands to the next.
+_STATE: Final = "r0, r1, r2, r3, r4, r5, r6, r7, r8, r9, loops"
 _SIGNED: Final = {Jump.JSGT: ">", Jump.JSGE: ">=", Jump.JSLT: "<", Jump.JSLE: "<="}
 
 
 class _Function:
     """Translates one function."""
 
-    def __init__(self, program: Program, entry: int, models: dict[tuple[int, int], Any]) -> None:
+    def __init__(
+        self, program: Program, entry: int, models: dict[tuple[int, int], Any], part_size: int
+    ) -> None:
+        self.part_size = part_size
         self.name = program.spec.name
         self.entry = entry
         self.models = models
@@ -188,7 +221,7 @@ class _Function:
         end = entries[following] if following < len(entries) else program.slots
         self.code = {s: i for s, i in program.instructions.items() if entry <= s < end}
         self.lines: list[str] = []
-        self.slots: list[int] = [0]  # lines count from 1
+        self.slots: list[int] = []
         self._find_blocks()
         self._find_set()
 
@@ -201,6 +234,13 @@ class _Function:
                 leaders.add(slot + 1)
             elif insn.opcode == isa.OP_EXIT:
                 leaders.add(slot + 1)
+        if len(self.code) > self.part_size:
+            since = 0  # no block is longer than a part
+            for slot in self.code:
+                since = 1 if slot in leaders else since + 1
+                if since > self.part_size:
+                    leaders.add(slot)
+                    since = 1
         # Any place that is no instruction of this function stands for running past the end.
         self.starts = [s for s in self.code if s in leaders]
         self.number = {s: i for i, s in enumerate(self.starts)}
@@ -264,23 +304,79 @@ class _Function:
                         queued.add(one)
                         waiting.append(one)
 
-    def compile(self) -> tuple[int, CodeType, list[int]]:
-        """The entry slot, the compiled definition of ``f<entry>``, and the slot of each line."""
-        self._emit(0, f"def f{self.entry}(run, stack, r1, r2, r3, r4, r5):")
+    def _find_parts(self) -> list[tuple[int, int]]:
+        """Consecutive blocks, first and behind the last, that make a Python function each.
+
+        A part ends where the fewest jumps back cross its end, so that a loop stays in one where it can.
+        """
+        count = self.lost + 1
+        if len(self.code) <= self.part_size:
+            return [(0, count)]
+        change = [0] * (count + 1)  # of the number of jumps back that cross the beginning of a block
+        for block in range(self.lost):
+            for target in self._successors(block):
+                if target < block:
+                    change[target + 1] += 1
+                    change[block + 1] -= 1
+        parts: list[tuple[int, int]] = []
+        start, size, crossing = 0, 0, 0
+        best: tuple[int, int, int] | None = None  # jumps, block, size of the part that would end there
+        for block in range(count):
+            crossing += change[block]
+            length = len(self.blocks[block]) if block < self.lost else 0
+            if size >= self.part_size // 2 and (best is None or crossing <= best[0]):
+                best = (crossing, block, size)
+            if size + length > self.part_size and block > start:
+                _, at, held = best if best is not None else (0, block, size)
+                parts.append((start, at))
+                start, size, best = at, size - held, None
+            size += length
+        parts.append((start, count))
+        return parts
+
+    def compile(self) -> tuple[int, list[_Unit], list[int]]:
+        """The entry slot; for each Python function its name, its compiled definition and the slots of its
+        lines; and for each block the function that it is in."""
+        parts = self._find_parts()
+        whole = len(parts) == 1
+        units = []
+        for index, part in enumerate(parts):
+            name = f"f{self.entry}" if whole else f"f{self.entry}_{index}"
+            units.append(self._compile_part(name, part, whole))
+        part_of = [index for index, (low, high) in enumerate(parts) for _ in range(low, high)]
+        return self.entry, units, part_of
+
+    def _compile_part(self, name: str, part: tuple[int, int], whole: bool) -> _Unit:
+        self.lines, self.slots = [], [0]  # lines count from 1
+        self.part = part
+        low, high = part
+        if whole:
+            self._emit(0, f"def {name}(run, stack, r1, r2, r3, r4, r5):")
+            self._emit(1, "r0 = r6 = r7 = r8 = r9 = None")
+        else:
+            self._emit(0, f"def {name}(run, stack, b, {_STATE}):")
         self._emit(1, "regions = run.regions")
         self._emit(1, f"r10 = stack.start + {STACK_SIZE}")
-        self._emit(1, "r0 = r6 = r7 = r8 = r9 = None")
         self._emit(1, "sdata = stack.data; sset = stack.set")
-        if any(i.opcode == isa.OP_MAY_GOTO for i in self.code.values()):
+        if whole and any(i.opcode == isa.OP_MAY_GOTO for i in self.code.values()):
             self._emit(1, "loops = 0")
         if len(self.blocks) == 1 and not self._successors(0):
             self._block(0, 1)
         else:
-            self._emit(1, "b = 0")
+            if whole:
+                self._emit(1, "b = 0")
             self._emit(1, "while True:")
-            self._tree(0, self.lost + 1, 2)
+            self._tree(low, high, 2)
         text = "\n".join(self.lines) + "\n"
-        return self.entry, compile(text, f"<bpf {self.name}>", "exec"), self.slots
+        return name, compile(text, f"<bpf {self.name}>", "exec"), self.slots
+
+    def _go(self, block: int, indent: int, slot: int) -> None:
+        """Go on with *block*, which may be in another part."""
+        low, high = self.part
+        if low <= block < high:
+            self._emit(indent, f"b = {block}", slot)
+        else:
+            self._emit(indent, f"return {block}, {_STATE}", slot)
 
     def _emit(self, indent: int, text: str, slot: int = 0) -> None:
         self.lines.append(" " * indent + text)
@@ -327,17 +423,25 @@ class _Function:
             self._emit(indent, "return r0", last)
             return
         after = self._block_at(last + insn.slots)
+        low, high = self.part
         if target is None:
-            self._emit(indent, f"b = {after}", last)
+            self._go(after, indent, last)
         elif not conditional:
             if not own_loop:
-                self._emit(indent, f"b = {self._block_at(target)}", last)
+                self._go(self._block_at(target), indent, last)
         elif own_loop:
             self._emit(indent, f"if not ({self._condition(insn)}):", last)
-            self._emit(indent + 1, f"b = {after}", last)
+            self._go(after, indent + 1, last)
             self._emit(indent + 1, "break", last)
         else:
-            self._emit(indent, f"b = {self._block_at(target)} if {self._condition(insn)} else {after}", last)
+            there = self._block_at(target)
+            if low <= there < high and low <= after < high:
+                self._emit(indent, f"b = {there} if {self._condition(insn)} else {after}", last)
+            else:
+                self._emit(indent, f"if {self._condition(insn)}:", last)
+                self._go(there, indent + 1, last)
+                self._emit(indent, "else:", last)
+                self._go(after, indent + 1, last)
 
     def _condition(self, insn: Instruction) -> str:
         if insn.opcode == isa.OP_MAY_GOTO:

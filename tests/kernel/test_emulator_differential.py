@@ -7,13 +7,16 @@ first. ``python -m tests.kernel.test_emulator_differential --programs 1000000`` 
 
 from __future__ import annotations
 
+import json
+import mmap
 import os
 import random
 import sys
+import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
@@ -23,8 +26,10 @@ from loader.objects import Map, Program, possible_cpus
 from loader.sys import (
     btf_load,
     map_create,
+    map_delete,
     map_lookup,
     map_next_key,
+    map_update,
     prog_load,
     prog_test_run,
 )
@@ -53,12 +58,31 @@ from pybpfasm.emulator.host import Segment
 from pybpfasm.errors import PybpfasmError
 from pybpfasm.instruction import Instruction, encode
 from pybpfasm.kernel.context import BpfSock, BpfTcpSock, SkBuff
-from pybpfasm.kernel.enums import BPF_F_NO_PREALLOC, AttachType, MapType, ProgType
+from pybpfasm.kernel.enums import (
+    BPF_F_NO_PREALLOC,
+    BPF_RINGBUF_BUSY_BIT,
+    BPF_RINGBUF_DISCARD_BIT,
+    BPF_RINGBUF_HDR_SZ,
+    AttachType,
+    MapType,
+    ProgType,
+)
 from pybpfasm.layout import U32, U64, Bytes, Struct
 from pybpfasm.maps import MapSpec
 from pybpfasm.net import TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN
 from pybpfasm.text import assemble
-from tests.unit.emulator.random_programs import PERCPU, RandomProgram, all_rows, generate
+from tests.unit.emulator.random_programs import (
+    INNER,
+    OUTER,
+    OUTER_HASH,
+    PERCPU,
+    TAILS,
+    RandomProgram,
+    all_rows,
+    contents,
+    generate,
+    prepare,
+)
 
 PROGRAMS = int(os.environ.get("PYBPFASM_DIFFERENTIAL", "2000"))
 SEED = int(os.environ.get("PYBPFASM_SEED", "0"))
@@ -66,7 +90,8 @@ CHUNKS = 20
 # The one that this process stays on, because per-CPU values are compared.
 CPU = sorted(os.sched_getaffinity(0))[-1]
 
-_PER_CPU = (MapType.PERCPU_ARRAY, MapType.PERCPU_HASH)
+_PER_CPU = (MapType.PERCPU_ARRAY, MapType.PERCPU_HASH, MapType.LRU_PERCPU_HASH)
+_HOLDERS = (MapType.PROG_ARRAY, MapType.ARRAY_OF_MAPS, MapType.HASH_OF_MAPS)
 _COMPARED = ("mark", "priority", "cb")
 
 
@@ -98,17 +123,36 @@ class Outcome:
 def in_emulator(program: RandomProgram, engine: str, cpus: int) -> Outcome:
     emulator = Emulator(cpus=cpus)
     emulator.cpu = min(CPU, cpus - 1)
-    loaded = emulator.load(program.spec, engine=engine)
+    loaded = prepare(program, emulator, engine)
     runs = []
     for packet in program.packets:
         skb = Skb(packet, mark=program.mark, priority=3)
         result = loaded.run(skb)
         runs.append(State(result.value, result.packet, {name: skb[name] for name in _COMPARED}))
-    return Outcome(runs, {name: one.items_raw() for name, one in loaded.maps.items()})
+    return Outcome(runs, contents(emulator))
+
+
+def read_ring(fd: int, size: int) -> list[bytes]:
+    """The records of a ring buffer: include/uapi/linux/bpf.h says how a header looks."""
+    page = mmap.PAGESIZE
+    with mmap.mmap(fd, 2 * page + 2 * size, prot=mmap.PROT_READ) as memory:
+        at = int.from_bytes(memory[:8], sys.byteorder)
+        end = int.from_bytes(memory[page : page + 8], sys.byteorder)
+        out = []
+        while at < end:
+            start = 2 * page + at % size
+            header = int.from_bytes(memory[start : start + 4], sys.byteorder)
+            length = header & ~(BPF_RINGBUF_BUSY_BIT | BPF_RINGBUF_DISCARD_BIT)
+            if not header & BPF_RINGBUF_DISCARD_BIT:
+                out.append(memory[start + BPF_RINGBUF_HDR_SZ : start + BPF_RINGBUF_HDR_SZ + length])
+            at += -(-(length + BPF_RINGBUF_HDR_SZ) // 8) * 8
+        return out
 
 
 def read_map(fd: int, spec: MapSpec, cpus: int) -> object:
-    """As `pybpfasm.emulator.Map.items_raw`."""
+    """As `contents` has it."""
+    if spec.type is MapType.RINGBUF:
+        return read_ring(fd, spec.max_entries)
     if spec.type in (MapType.QUEUE, MapType.STACK):
         out = []
         while (value := map_lookup(fd, b"", spec.value_size, delete=True)) is not None:
@@ -128,6 +172,44 @@ def read_map(fd: int, spec: MapSpec, cpus: int) -> object:
     return sorted(found)
 
 
+def create(one: MapSpec, inner: int = 0) -> int:
+    """The descriptor of a new map."""
+    return map_create(
+        one.type,
+        one.key_size,
+        one.value_size,
+        one.max_entries,
+        name=one.name,
+        flags=one.flags,
+        inner_map_fd=inner,
+    )
+
+
+_maps_of_maps: dict[str, int] = {}
+
+
+def maps_of_maps() -> dict[str, int]:
+    """The maps of maps with their inner maps, which are emptied, by name.
+
+    They are made once: with each update of a map of maps the kernel waits until no program can still use
+    what was there before, which takes longer than all else that is done with a program here.
+    """
+    if not _maps_of_maps:
+        made = {one.name: create(one) for one in INNER}
+        for outer in (OUTER, OUTER_HASH):
+            made[outer.name] = create(outer, made[INNER[0].name])
+            for index, inner in enumerate(INNER):
+                map_update(
+                    made[outer.name], index.to_bytes(4, "little"), made[inner.name].to_bytes(4, "little")
+                )
+        _maps_of_maps.update(made)
+    for inner in INNER:
+        fd = _maps_of_maps[inner.name]
+        while (key := map_next_key(fd, None, inner.key_size)) is not None:
+            map_delete(fd, key)
+    return dict(_maps_of_maps)
+
+
 class Refused(Exception):
     """The verifier takes the program not."""
 
@@ -136,11 +218,22 @@ def in_kernel(program: RandomProgram, cpus: int) -> Outcome:
     spec = program.spec
     fds: dict[str, int] = {}
     others: list[int] = []
+
+    used = {one.name for one in spec.maps}
+    kept: dict[str, int] = {}
+    if used & {OUTER.name, OUTER_HASH.name}:
+        kept = maps_of_maps()
+        fds.update(kept)
     try:
-        for one in spec.maps:
-            fds[one.name] = map_create(
-                one.type, one.key_size, one.value_size, one.max_entries, name=one.name, flags=one.flags
-            )
+        specs = [*spec.maps, *(program.tail.maps if program.tail is not None else ())]
+        for one in specs:
+            if one.name not in fds:
+                fds[one.name] = create(one)
+        specs += [held for held in INNER if OUTER in specs or OUTER_HASH in specs]
+        if program.tail is not None:
+            tail = prog_load(program.tail.type, program.tail.code(fds), license="GPL")
+            others.append(tail.fd)
+            map_update(fds[TAILS.name], (1).to_bytes(4, "little"), tail.fd.to_bytes(4, "little"))
         btf = 0
         if any(function.name.startswith("callback") for function in spec.functions):
             btf = btf_load(spec.btf())
@@ -179,9 +272,12 @@ def in_kernel(program: RandomProgram, cpus: int) -> Outcome:
             )
             fields = SkBuff.unpack(back)
             runs.append(State(value, out, {name: getattr(fields, name) for name in _COMPARED}))
-        return Outcome(runs, {one.name: read_map(fds[one.name], one, cpus) for one in spec.maps})
+        return Outcome(
+            runs,
+            {one.name: read_map(fds[one.name], one, cpus) for one in specs if one.type not in _HOLDERS},
+        )
     finally:
-        for fd in (*fds.values(), *others):
+        for fd in (*others, *(fd for name, fd in fds.items() if name not in kept)):
             os.close(fd)
 
 
@@ -214,6 +310,9 @@ def one_cpu() -> Iterator[None]:
     os.sched_setaffinity(0, {CPU})
     yield
     os.sched_setaffinity(0, before)
+    for fd in _maps_of_maps.values():
+        os.close(fd)
+    _maps_of_maps.clear()
 
 
 _rows: Counter[str] = Counter()
@@ -609,37 +708,81 @@ def test_the_proxys_programs(timers: bool, netns: object) -> None:
     assert totals[0]["egress.restored"] and totals[0]["ingress.passed_marked"]
 
 
+@dataclass
+class Progress:
+    """How far a long run has come, in a file."""
+
+    seed: int
+    done: int = 0
+    refused: int = 0
+    wrong: int = 0
+    seconds: float = 0
+    rows: Counter[str] = field(default_factory=Counter)
+
+    @classmethod
+    def read(cls, path: str, seed: int) -> Progress:
+        if not path or not os.path.exists(path):
+            return cls(seed)
+        with open(path) as file:
+            values = json.load(file)
+        found = cls(**{**values, "rows": Counter(values["rows"])})
+        if found.seed != seed:
+            raise SystemExit(f"{path} is of a run from seed {found.seed}, not {seed}: name another file")
+        return found
+
+    def write(self, path: str) -> None:
+        if path:
+            with open(path + ".new", "w") as file:
+                json.dump(vars(self), file)
+            os.replace(path + ".new", path)
+
+
 def main(arguments: list[str]) -> int:
-    """A long run; prints the table of instructions at its end."""
+    """A long run, which goes on where it ended; prints the table of instructions at its end."""
     import argparse
+    import gc
 
     parser = argparse.ArgumentParser(prog="test_emulator_differential")
     parser.add_argument("--programs", type=int, default=20_000)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--state", default="", help="a file: a run that is begun again goes on from there")
     options = parser.parse_args(arguments)
     os.sched_setaffinity(0, {CPU})
+    gc.set_threshold(100_000, 50, 50)
     cpus = possible_cpus()
-    rows: Counter[str] = Counter()
-    refused = wrong = done = 0
-    for seed in range(options.seed, options.seed + options.programs):
-        done += 1
-        if done % 10_000 == 0:
-            print(f"{done} programs: {refused} refused, {wrong} differ", file=sys.stderr, flush=True)
+    progress = Progress.read(options.state, options.seed)
+    started = time.process_time()
+    while progress.done < options.programs:
+        seed = options.seed + progress.done
         try:
             program, found = differences(seed, cpus)
         except Refused as error:
-            refused += 1
-            if refused <= 5:
-                print(f"seed {seed} refused: {error}")
-            continue
-        rows.update(program.forms)
-        if found:
-            wrong += 1
-            print(f"seed {seed}: " + "\n  ".join(found), flush=True)
-    for name in sorted(rows):
-        print(f"{name:<16} {rows[name]:>9}")
-    print(f"{options.programs} programs from seed {options.seed}: {refused} refused, {wrong} differ")
-    return 1 if wrong else 0
+            progress.refused += 1
+            print(f"seed {seed} refused: {error}", flush=True)
+        else:
+            progress.rows.update(program.forms)
+            if found:
+                progress.wrong += 1
+                print(f"seed {seed}: " + "\n  ".join(found), flush=True)
+        progress.done += 1
+        if progress.done % 2_000 == 0 or progress.done == options.programs:
+            now = time.process_time()
+            progress.seconds += now - started
+            started = now
+            progress.write(options.state)
+            print(
+                f"{progress.done} programs from seed {options.seed}: {progress.refused} refused, "
+                f"{progress.wrong} differ, {progress.seconds:.0f} s of the processor",
+                file=sys.stderr,
+                flush=True,
+            )
+    for name in sorted(progress.rows):
+        print(f"{name:<18} {progress.rows[name]:>10}")
+    missing = [name for name in all_rows() if not progress.rows[name]]
+    print(f"instructions that no program had: {', '.join(missing) or 'none'}")
+    ending = f"{progress.refused} refused, {progress.wrong} differ"
+    print(f"{progress.done} programs from seed {options.seed}: {ending}")
+    return 1 if progress.wrong else 0
 
 
 if __name__ == "__main__":

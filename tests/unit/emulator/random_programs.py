@@ -13,6 +13,9 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from pybpfasm import isa
+from pybpfasm.emulator import Emulator
+from pybpfasm.emulator import Program as LoadedProgram
+from pybpfasm.emulator.maps import RingBuf
 from pybpfasm.instruction import Instruction
 from pybpfasm.isa import FORMS, Alu, Atomic, CallKind, Form, Imm64, Jump
 from pybpfasm.kernel.context import SkBuff
@@ -26,11 +29,35 @@ ARRAY: Final = MapSpec("array", MapType.ARRAY, U32(), 32, 4)
 OUT: Final = MapSpec("out", MapType.ARRAY, U32(), 128, 1)
 HASH: Final = MapSpec("hash", MapType.HASH, U32(), U64(), 4)
 PERCPU: Final = MapSpec("percpu", MapType.PERCPU_ARRAY, U32(), U64(), 2)
-LRU: Final = MapSpec("lru", MapType.LRU_HASH, U32(), U64(), 4096)
+LRU: Final = MapSpec("lru", MapType.LRU_HASH, U32(), U64(), 512)
 QUEUE: Final = MapSpec("queue", MapType.QUEUE, None, U64(), 3)
 STACK: Final = MapSpec("stack", MapType.STACK, None, U64(), 3)
 TRIE: Final = MapSpec("trie", MapType.LPM_TRIE, 8, U64(), 4, flags=BPF_F_NO_PREALLOC)
-MAPS: Final = (ARRAY, OUT, HASH, PERCPU, LRU, QUEUE, STACK, TRIE)
+PERCPU_HASH: Final = MapSpec("percpu_hash", MapType.PERCPU_HASH, U32(), U64(), 4)
+LRU_PERCPU: Final = MapSpec("lru_percpu", MapType.LRU_PERCPU_HASH, U32(), U64(), 512)
+RING: Final = MapSpec("ring", MapType.RINGBUF, None, None, 4096)
+TAILS: Final = MapSpec("tails", MapType.PROG_ARRAY, U32(), U32(), 4)
+# Maps of maps, and the inner maps that the first two entries are.
+_INNER: Final = MapSpec("inner", MapType.HASH, U32(), U64(), 2)
+INNER: Final = tuple(MapSpec(f"inner{i}", MapType.HASH, U32(), U64(), 2) for i in range(2))
+OUTER: Final = MapSpec("outer", MapType.ARRAY_OF_MAPS, U32(), U32(), 3, inner=_INNER)
+OUTER_HASH: Final = MapSpec("outer_hash", MapType.HASH_OF_MAPS, U32(), U32(), 3, inner=_INNER)
+MAPS: Final = (
+    ARRAY,
+    OUT,
+    HASH,
+    PERCPU,
+    LRU,
+    QUEUE,
+    STACK,
+    TRIE,
+    PERCPU_HASH,
+    LRU_PERCPU,
+    RING,
+    TAILS,
+    OUTER,
+    OUTER_HASH,
+)
 
 REACHABLE: Final = 64  # bytes of the packet behind r7
 KEY: Final = -80
@@ -84,22 +111,25 @@ class RandomProgram:
     spec: ProgramSpec
     packets: list[bytes]
     mark: int
+    # What entry 1 of the program array holds, where the program has one.
+    tail: ProgramSpec | None = None
     forms: Counter[str] = field(default_factory=Counter)
 
 
 class Generator:
     """Writes one program."""
 
-    def __init__(self, seed: int, *, statements: int = 12) -> None:
+    def __init__(self, seed: int) -> None:
         self.seed = seed
         self.rng = random.Random(seed)
-        self.statements = statements
+        self.statements = self.rng.randrange(4, 14)
         self.functions: list[Code] = []
         self.callbacks: list[Code] = []
         self.in_function = False
         self.loops = 0
         self.depth = 0
         self.moves = self.rng.random() < 0.4
+        self.shape = self.rng.random()  # of the program: tail calls do not go with callbacks
 
     # Choices.
     def value32(self) -> int:
@@ -209,7 +239,7 @@ class Generator:
         rng = self.rng
         kinds = [isa.LDX, isa.LDX, isa.ST, isa.STX, isa.STX]
         if atomics:
-            kinds += [-1, -1, -2]
+            kinds += [-1, -1, -1, -2]
         kind = rng.choice(kinds)
         size_code = rng.choice((isa.W, isa.H, isa.B, isa.DW))
         if kind == -1:
@@ -321,7 +351,15 @@ class Generator:
         if self.in_function:
             return self.alu()
         spec, mask, size = self.rng.choice(
-            ((ARRAY, 5, 32), (HASH, 7, 8), (PERCPU, 3, 8), (LRU, 7, 8), (OUT, 1, 128))
+            (
+                (ARRAY, 5, 32),
+                (HASH, 7, 8),
+                (PERCPU, 3, 8),
+                (LRU, 7, 8),
+                (OUT, 1, 128),
+                (PERCPU_HASH, 7, 8),
+                (LRU_PERCPU, 7, 8),
+            )
         )
         inner: Code = []
         for _ in range(self.rng.randrange(1, 4)):
@@ -350,9 +388,19 @@ class Generator:
         if self.in_function:
             return self.alu()
         rng = self.rng
-        spec, mask = rng.choice(((ARRAY, 7), (HASH, 7), (HASH, 15), (PERCPU, 3), (LRU, 15)))
+        spec, mask = rng.choice(
+            (
+                (ARRAY, 7),
+                (HASH, 7),
+                (HASH, 15),
+                (PERCPU, 3),
+                (LRU, 15),
+                (PERCPU_HASH, 7),
+                (LRU_PERCPU, 15),
+            )
+        )
         if rng.random() < 0.25:
-            spec = rng.choice((HASH, LRU))
+            spec = rng.choice((HASH, LRU, PERCPU_HASH, LRU_PERCPU, ARRAY))
             return [
                 *self.key(mask),
                 self.map_into(1, spec),
@@ -448,7 +496,7 @@ class Generator:
     def callback(self) -> Code:
         """``bpf_loop`` or ``for_each_map_elem``, with a callback that works on the area."""
         # Not in a branch: Linux 6.18 trips over a callback of code that it finds to be dead.
-        if self.in_function or self.callbacks or self.depth:
+        if self.in_function or self.callbacks or self.depth or self.shape < 0.2:
             return self.alu()
         code: Code = []
         over_map = self.rng.random() < 0.5
@@ -470,6 +518,117 @@ class Generator:
             mov(4, self.rng.choice((0, 0, 0, 1))),
             helper(Helper.for_each_map_elem if over_map else Helper.loop),
             *self.after_call(),
+        ]
+
+    def of_cpu(self) -> Code:
+        """``map_lookup_percpu_elem``, for this CPU and for those that do not exist."""
+        if self.in_function:
+            return self.alu()
+        inner = self.access_value(8)
+        cpu = self.rng.choice((0, 0, 1, 4096, -1))
+        return [
+            *self.key(3),
+            self.map_into(1, self.rng.choice((PERCPU, PERCPU_HASH, LRU_PERCPU))),
+            *self.pointer_to(2, KEY),
+            mov(3, cpu),
+            helper(Helper.map_lookup_percpu_elem),
+            *self.after_call(),
+            Instruction(isa.JMP | Jump.JEQ, 0, offset=slots(inner)),
+            *inner,
+            self.set_scalar(0),
+        ]
+
+    def inner_map(self) -> Code:
+        """A map in a map, and an operation on it."""
+        if self.in_function:
+            return self.alu()
+        rng = self.rng
+        kind = rng.random()
+        if kind < 0.4:
+            access = self.access_value(8)
+            inner = [
+                helper(Helper.map_lookup_elem),
+                *self.after_call(),
+                Instruction(isa.JMP | Jump.JEQ, 0, offset=slots(access)),
+                *access,
+            ]
+        elif kind < 0.8:
+            inner = [
+                *self.pointer_to(3, AREA),
+                mov(4, rng.choice((0, 0, 1, 2, 3))),
+                helper(Helper.map_update_elem),
+                *self.after_call(),
+            ]
+        else:
+            inner = [helper(Helper.map_delete_elem), *self.after_call()]
+        inner = [move(1, 0), *self.pointer_to(2, KEY), *inner]
+        return [
+            *self.key(3),
+            self.map_into(1, rng.choice((OUTER, OUTER_HASH))),
+            *self.pointer_to(2, KEY),
+            helper(Helper.map_lookup_elem),
+            *self.after_call(),
+            Instruction(isa.JMP | Jump.JEQ, 0, offset=slots(inner)),
+            *inner,
+            self.set_scalar(0),
+        ]
+
+    def ring(self) -> Code:
+        """Records into a ring buffer, which is small and fills up."""
+        if self.in_function:
+            return self.alu()
+        rng = self.rng
+        kind = rng.random()
+        if kind < 0.3:
+            return [
+                self.map_into(1, RING),
+                *self.pointer_to(2, AREA),
+                mov(3, rng.choice((0, 1, 7, 8, 9, 64))),
+                mov(4, rng.choice((0, 0, 0, 1, 2, 4))),
+                helper(Helper.ringbuf_output),
+                *self.after_call(),
+            ]
+        if kind < 0.5:
+            return [
+                self.map_into(1, RING),
+                mov(2, rng.choice((0, 1, 2, 3, 4))),
+                helper(Helper.ringbuf_query),
+                *self.after_call(),
+            ]
+        size = rng.choice((16, 24, 1000, 4080, 4088, 5000))
+        # All of the record is compared, and the kernel gives it as it was: so it is written first.
+        fill = [Instruction(isa.ST | isa.MEM | isa.DW, 0, 0, at, self.value32()) for at in range(0, 24, 8)]
+        fill = fill[: size // 8]
+        inner: Code = []
+        for _ in range(rng.randrange(1, 3)):
+            inner += self.access(0, 0, 16, aligned=True, atomics=False, only=(1, 2, 3, 4, 5))
+        number = Helper.ringbuf_discard if size > 24 or rng.random() < 0.3 else Helper.ringbuf_submit
+        inner = [*fill, *inner, move(1, 0), mov(2, rng.choice((0, 1, 2))), helper(number)]
+        return [
+            self.map_into(1, RING),
+            mov(2, size),
+            mov(3, 0),
+            helper(Helper.ringbuf_reserve),
+            *self.after_call(),
+            Instruction(isa.JMP | Jump.JEQ, 0, offset=slots(inner)),
+            *inner,
+            *self.after_call(),
+            self.set_scalar(0),
+        ]
+
+    def tail_call(self) -> Code:
+        """A tail call that fails, or one that does not come back."""
+        if self.in_function or self.shape > 0.2:
+            return self.alu()
+        register = self.rng.choice((2, 8))
+        return [
+            Instruction(isa.ALU64 | Alu.AND, register, imm=self.rng.choice((3, 7))),
+            move(3, register),
+            move(1, 6),
+            self.map_into(2, TAILS),
+            helper(Helper.tail_call),
+            *self.after_call(),
+            self.set_scalar(0),
         ]
 
     def packet_helper(self) -> Code:
@@ -591,6 +750,10 @@ class Generator:
                         self.packet_helper,
                         self.csum_diff,
                         self.legacy,
+                        self.of_cpu,
+                        self.inner_map,
+                        self.ring,
+                        self.tail_call,
                     )
                 )()
         return out
@@ -623,7 +786,7 @@ class Generator:
                 insn.reference = None
             at += insn.slots
         packets = []
-        for _ in range(3):
+        for _ in range(rng.randrange(1, 4)):
             size = rng.choice((64, 65, 80, 128))
             payload = bytes(rng.getrandbits(8) for _ in range(size - 14))
             kind16 = rng.choice((b"\x08\x00", b"\x86\xdd", b"\x08\x06", b"\x90\x00"))
@@ -638,15 +801,64 @@ class Generator:
             tuple(functions),
             "little",
         )
-        return RandomProgram(self.seed, spec, packets, rng.getrandbits(32), forms)
+        tail = None
+        if TAILS in spec.maps:
+            tail = ProgramSpec("tail", ProgType.SCHED_CLS, None, "GPL", tuple(_tail(rng)), (), "little")
+        return RandomProgram(self.seed, spec, packets, rng.getrandbits(32), tail, forms)
+
+
+def _tail(rng: random.Random) -> Code:
+    """What a tail call ends in: r1 is the context, the frame is new."""
+    return [
+        Instruction(isa.LDX | isa.MEM | isa.W, 3, 1, SkBuff.offsetof("mark")),
+        Instruction(isa.ALU64 | Alu.XOR, 3, imm=_s32(rng.getrandbits(32))),
+        Instruction(isa.STX | isa.MEM | isa.W, 1, 3, SkBuff.offsetof("mark")),
+        Instruction(isa.LD_IMM64, 2, Imm64.MAP_VALUE, imm_high=120, reference=OUT),
+        Instruction(isa.STX | isa.MEM | isa.DW, 2, 3, 0),
+        move(0, 3),
+        Instruction(isa.OP_EXIT),
+    ]
+
+
+def prepare(program: RandomProgram, emulator: Emulator, engine: str) -> LoadedProgram:
+    """The program loaded, its maps of maps and program arrays filled."""
+    loaded = emulator.load(program.spec, engine=engine)
+    for outer in (OUTER, OUTER_HASH):
+        if outer in program.spec.maps:
+            for index, inner in enumerate(INNER):
+                emulator.map(outer)[index] = emulator.map(inner)
+    if program.tail is not None:
+        emulator.map(TAILS)[1] = emulator.load(program.tail, engine=engine)
+    return loaded
+
+
+def contents(emulator: Emulator) -> dict[str, object]:
+    """What the maps of programs hold."""
+    return {
+        name: one.consume() if isinstance(one, RingBuf) else one.items_raw()
+        for name, one in emulator.maps.items()
+        if one.type not in (MapType.PROG_ARRAY, MapType.ARRAY_OF_MAPS, MapType.HASH_OF_MAPS)
+    }
+
+
+_names: dict[tuple[int, int, int, int], str] = {}
 
 
 def name_of(insn: Instruction) -> str:
     """The row of the table that an instruction counts for."""
-    form = insn.form()
-    if form is None:
-        return "invalid"
-    return row(form, insn.imm)
+    # The immediate tells atomic operations and the widths of byte swaps apart, nothing else.
+    told = insn.opcode & 0xF0 == Alu.END or insn.opcode & 0xE7 == isa.STX | isa.ATOMIC
+    key = (insn.opcode, insn.src if insn.opcode in _BY_SOURCE else 0, insn.offset, insn.imm if told else 0)
+    if insn.opcode & 7 not in (isa.ALU, isa.ALU64):
+        key = (*key[:2], 0, key[3])
+    name = _names.get(key)
+    if name is None:
+        form = insn.form()
+        name = _names[key] = "invalid" if form is None else row(form, insn.imm)
+    return name
+
+
+_BY_SOURCE: Final = frozenset({isa.OP_CALL, isa.LD_IMM64})
 
 
 def row(form: Form, imm: int = 0) -> str:
@@ -723,6 +935,6 @@ _ATOMICS: Final = (
 )
 
 
-def generate(seed: int, *, statements: int = 12) -> RandomProgram:
+def generate(seed: int) -> RandomProgram:
     """The program of a seed, always the same."""
-    return Generator(seed, statements=statements).program()
+    return Generator(seed).program()

@@ -6,13 +6,14 @@ from __future__ import annotations
 import pytest
 
 from pybpfasm.asm import Asm
-from pybpfasm.emulator import Emulator, Skb, run_instructions
+from pybpfasm.emulator import Emulator, EmulatorFault, Skb, run_instructions, translate
+from pybpfasm.emulator.conformance import bare
 from pybpfasm.emulator.interpret import function
 from pybpfasm.instruction import Instruction
 from pybpfasm.kernel.context import SkBuff
 from pybpfasm.program import sched_cls
 from pybpfasm.text import assemble
-from tests.unit.emulator.random_programs import all_rows, generate
+from tests.unit.emulator.random_programs import all_rows, contents, generate, prepare
 
 
 @pytest.mark.parametrize("chunk", range(4))
@@ -22,19 +23,63 @@ def test_random_programs(chunk: int) -> None:
         outcomes = []
         for engine in ("interpret", "translate"):
             emulator = Emulator(cpus=2)
-            loaded = emulator.load(program.spec, engine=engine)
+            loaded = prepare(program, emulator, engine)
             runs = [loaded.run(Skb(packet, mark=program.mark)) for packet in program.packets]
             outcomes.append(
                 (
                     [(run.r0, run.packet, run.context and run.context["mark"]) for run in runs],
-                    {name: one.items_raw() for name, one in loaded.maps.items()},
+                    contents(emulator),
                 )
             )
         assert outcomes[0] == outcomes[1], seed
 
 
+@pytest.mark.parametrize("part", [2, 7, 40])
+def test_a_function_in_parts_does_the_same(part: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Long functions become several Python functions; here short ones do."""
+    several = 0
+    for seed in range(200, 225):
+        program = generate(seed)
+        outcomes = []
+        for engine, size in (("interpret", 1024), ("translate", part)):
+            monkeypatch.setattr(translate, "PART", size)
+            emulator = Emulator(cpus=2)
+            loaded = prepare(program, emulator, engine)
+            runs = [loaded.run(Skb(packet, mark=program.mark)) for packet in program.packets]
+            outcomes.append(([(run.r0, run.packet) for run in runs], contents(emulator)))
+            several += len(loaded._lines) > len(loaded.entries)
+        assert outcomes[0] == outcomes[1], seed
+    assert several == 25
+
+
+def test_no_python_function_grows_with_the_program() -> None:
+    """Python compiles a long function more slowly for each of its lines than a short one."""
+    body = [Instruction(0xB7, 2, imm=1)]
+    for number in range(3000):
+        body += [Instruction(0x07, 2, imm=7), Instruction(0x55, 2, offset=1, imm=number % 9)]
+        body += [Instruction(0xA7, 2, imm=number)] * 2
+    straight = [Instruction(0xB7, 2, imm=1), *[Instruction(0x07, 2, imm=3)] * 9000]
+    for code in (body, straight):
+        program = Emulator(engine="translate").load(bare([*code, Instruction(0xBF, 0, 2), Instruction(0x95)]))
+        reference = Emulator(engine="interpret").load(program.spec)
+        assert program.run(Skb(bytes(64))).r0 == reference.run(Skb(bytes(64))).r0
+        held = [len(set(slots)) for slots in program._lines.values()]
+        assert max(held) <= translate.PART + 1 and len(held) >= len(code) // translate.PART
+
+
+@pytest.mark.parametrize("part", [1, 3, 1024])
+def test_a_fault_in_a_part_names_its_instruction(part: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(translate, "PART", part)
+    code = assemble(
+        "r6 = 5\nr7 = 6\nr8 = r10\nr8 += -520\nif r6 > 3 goto pc+1\nr7 = 1\nr2 = *(u64 *)(r8 +0)\nexit"
+    )
+    with pytest.raises(EmulatorFault, match="outside the stack frame") as caught:
+        Emulator(engine="translate").load(bare(code)).run(Skb(bytes(64)))
+    assert caught.value.slot == 6 and caught.value.registers[6:8] == (5, 6)
+
+
 def test_the_generator_reaches_every_instruction() -> None:
-    seen = {name for seed in range(150) for name in generate(seed).forms}
+    seen = {name for seed in range(250) for name in generate(seed).forms}
     assert [name for name in all_rows() if name not in seen] == []
 
 
@@ -115,8 +160,6 @@ def test_the_legacy_loads_end_a_program_outside_the_packet() -> None:
     code = [Instruction(0xBF, 6, 1), Instruction(0x28, imm=12), Instruction(0x95)]
     for imm, value in ((12, 0x0800), (63, 0)):
         code[1] = Instruction(0x28, imm=imm)
-        from pybpfasm.emulator.conformance import bare
-
         for engine in ("interpret", "translate"):
             packet = bytes(12) + b"\x08\x00" + bytes(50)
             assert Emulator().load(bare(code), engine=engine).run(Skb(packet)).value == value
