@@ -308,6 +308,7 @@ def one_cpu() -> Iterator[None]:
     """Keep this process on the CPU that the emulator says it has."""
     before = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {CPU})
+    maps_of_maps()
     yield
     os.sched_setaffinity(0, before)
     for fd in _maps_of_maps.values():
