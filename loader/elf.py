@@ -21,9 +21,10 @@ from pybpfasm.kernel.enums import MapType
 if TYPE_CHECKING:
     from pybpfasm.btf import Btf
 
-__all__ = ["LoadedObject", "kernel_types", "load"]
+__all__ = ["LoadedObject", "kernel_symbol", "kernel_types", "load"]
 
 VMLINUX: Final = Path("/sys/kernel/btf/vmlinux")
+KALLSYMS: Final = Path("/proc/kallsyms")
 
 
 def kernel_types() -> Btf:
@@ -37,6 +38,25 @@ def kernel_types() -> Btf:
             f"this kernel shows no types of its own: {error}",
             hint="CO-RE and kernel functions need a kernel with CONFIG_DEBUG_INFO_BTF=y",
         ) from None
+
+
+def kernel_symbol(name: str) -> int | None:
+    """The address of a symbol of the running kernel, ``None`` where it has none of this name.
+
+    Raises `UsageError` where the kernel hides addresses (``kernel.kptr_restrict``).
+    """
+    wanted = f" {name}\n", f" {name}\t"  # the latter for one of a module
+    with KALLSYMS.open(encoding="ascii", errors="replace") as lines:
+        for line in lines:
+            if wanted[0] in line or wanted[1] in line:
+                address = int(line.partition(" ")[0], 16)
+                if not address:
+                    raise UsageError(
+                        "the kernel hides the addresses of its symbols",
+                        hint="be root, with the sysctl kernel.kptr_restrict below 2",
+                    )
+                return address
+    return None
 
 
 class LoadedObject:
@@ -82,7 +102,7 @@ def load(
     if any(program.unresolved for program in chosen.values()):
         from pybpfasm.core import CoreResolver
 
-        resolver = CoreResolver(kernel_types() if types is None else types)
+        resolver = CoreResolver(kernel_types() if types is None else types, kernel_symbol)
         chosen = {name: program.resolve(resolver) for name, program in chosen.items()}
     loaded = LoadedObject(source)
     given = dict(maps or {})

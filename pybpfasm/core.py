@@ -13,7 +13,7 @@ fields match by name and kind, through anonymous members; integers of any size a
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from enum import IntEnum
 from typing import TYPE_CHECKING, Final
@@ -22,6 +22,7 @@ from weakref import WeakKeyDictionary
 from pybpfasm import isa
 from pybpfasm.btf import Btf, BtfBuilder, BtfError, BtfType, Kind
 from pybpfasm.errors import AsmError, PybpfasmError, suggestion
+from pybpfasm.extern import Extern, kfunc
 from pybpfasm.instruction import Instruction
 from pybpfasm.isa import Alu, CallKind, Imm64
 from pybpfasm.layout import Array, Field, Nested, Scalar, Struct
@@ -116,30 +117,6 @@ class CoreRelocation:
 
     def __str__(self) -> str:
         return f"{self.kind.name.lower()}({self.name})"
-
-
-@dataclass(frozen=True)
-class Extern:
-    """What the kernel has to define: a function (kfunc), a variable, or a value of its configuration.
-
-    ``kind`` is ``"kfunc"``, ``"ksym"`` or ``"kconfig"``. A *weak* one may be missing.
-    """
-
-    name: str
-    kind: str
-    weak: bool = False
-
-    def __str__(self) -> str:
-        return f"{self.kind} {self.name}"
-
-
-def kfunc(name: str, *, weak: bool = False) -> Extern:
-    """A function of the kernel, for ``b.call(kfunc("bpf_rcu_read_lock"))``.
-
-    Needs Linux 5.13, and `ProgramSpec.resolve` before the load, which raises `CoreError` where the kernel
-    lacks the function. Where it lacks a *weak* one, the program is refused only if it can get to the call.
-    """
-    return Extern(name, "kfunc", weak)
 
 
 @dataclass(slots=True)
@@ -241,10 +218,15 @@ class _Answer:
 
 
 class CoreResolver:
-    """Works out relocations for the kernel (or any other program) that *target* describes."""
+    """Works out relocations for the kernel (or any other program) that *target* describes.
 
-    def __init__(self, target: Btf) -> None:
+    *symbols* tells the address of a kernel's symbol, ``None`` for one that it lacks, for variables that a
+    program declares as ``void``.
+    """
+
+    def __init__(self, target: Btf, symbols: Callable[[str], int | None] | None = None) -> None:
         self.target = target
+        self.symbols = symbols
         self._candidates: dict[tuple[str, Kind], list[tuple[Btf, int]]] = {}
 
     def value(self, relocation: CoreRelocation) -> int | None:
@@ -276,10 +258,23 @@ class CoreResolver:
             raise CoreError(
                 f"program {program} reads {extern.name} of the kernel's configuration, which is not supported"
             )
+        if extern.typeless:
+            return self._symbol(program, insn, extern)
         wide = insn.wide
         found = self.target.by_name(extern.name, Kind.FUNC) or (
             self.target.by_name(extern.name, Kind.VAR) if wide else None
         )
+        what = "variable" if extern.kind == "ksym" else "function"
+        if found is not None and not self._as_declared(extern, found):
+            # libbpf takes a weak function of another type for one that is missing, and refuses a variable.
+            if not extern.weak or found.kind == Kind.VAR:
+                assert extern.declared is not None
+                mine = extern.declared[0].declaration(extern.declared[0].type(extern.declared[1]).type_id)
+                raise CoreError(
+                    f"program {program} declares the kernel's {what} {extern.name} as {_short(mine)}; "
+                    f"this kernel has {_short(self.target.declaration(found.type_id))}"
+                )
+            found = None
         if found is not None and wide:
             return replace(insn, src=Imm64.BTF_ID, imm=found.id, imm_high=0, reference=None)
         if found is not None:
@@ -288,10 +283,35 @@ class CoreResolver:
             return replace(insn, src=Imm64.VALUE, imm=0, imm_high=0, reference=None)
         if extern.weak:
             return replace(insn, src=CallKind.HELPER, imm=POISON, reference=None)
-        what = "variable" if wide else "function"
         raise CoreError(
             f"program {program} needs the kernel's {what} {extern.name}, which its BTF does not have"
         )
+
+    def _as_declared(self, extern: Extern, found: BtfType) -> bool:
+        """Whether what the kernel has is of the type that the program was written for."""
+        if extern.declared is None:
+            return True
+        btf, type_id = extern.declared
+        mine = btf.type(type_id)
+        if mine.kind != found.kind:
+            return False
+        return _Matcher(btf, self.target).compatible(
+            btf.resolve(mine.type_id).id, self.target.resolve(found.type_id).id
+        )
+
+    def _symbol(self, program: str, insn: Instruction, extern: Extern) -> Instruction:
+        if self.symbols is None:
+            raise CoreError(
+                f"program {program} asks for the address of {extern.name}, which only the running kernel "
+                "knows: give CoreResolver the symbols of /proc/kallsyms"
+            )
+        address = self.symbols(extern.name)
+        if address is None and not extern.weak:
+            raise CoreError(
+                f"program {program} needs the kernel's symbol {extern.name}, which it does not have"
+            )
+        low, high = (address or 0) & 0xFFFFFFFF, (address or 0) >> 32
+        return replace(insn, src=Imm64.VALUE, imm=_signed(low), imm_high=_signed(high), reference=None)
 
     def apply(self, insn: Instruction, relocation: CoreRelocation) -> tuple[Instruction, ...]:
         """*insn* with the target's number in place of the local one.
@@ -634,6 +654,10 @@ def _of_field(btf: Btf, type_id: int, offset: int, size: int, bit_offset: int) -
         pointer=t.kind == Kind.PTR,
         bit_offset=bit_offset,
     )
+
+
+def _short(declaration: str) -> str:
+    return declaration if len(declaration) <= 200 else declaration[:200] + " …"
 
 
 def _signed(value: int) -> int:

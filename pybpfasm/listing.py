@@ -136,6 +136,8 @@ def _wide(insn: Instruction) -> str:
     if src == Imm64.MAP_VALUE:
         return f"map[{f'id:{insn.imm & _U32}' if name is None else name}][0]+{insn.imm_high & _U32}"
     if src == Imm64.BTF_ID:
+        if name is not None:
+            return f"btf_id[{name}]"
         return f"btf_id[{insn.imm}:{insn.imm_high}]" if insn.imm_high else f"btf_id[{insn.imm}]"
     if src == Imm64.FUNC:
         return f"subprog[{insn.imm:+d}]" if name is None else f"subprog[{name}]"
@@ -200,6 +202,9 @@ def _call(insn: Instruction) -> str:
         name = getattr(insn.reference, "name", None)
         return f"call pc{insn.imm:+d}" + (f"#{name}" if name else "")
     if insn.src == CallKind.KFUNC:
+        name = getattr(insn.reference, "name", None)
+        if name is not None:
+            return f"call kernel-function[{name}]"
         return f"call kernel-function#{insn.imm}" + (f"[{insn.offset}]" if insn.offset else "")
     if insn.src != CallKind.HELPER:
         raise KeyError(insn.src)

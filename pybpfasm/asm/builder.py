@@ -35,7 +35,7 @@ from pybpfasm.maps import MapSpec, MapValue
 from pybpfasm.source import INTERNAL, Origin, capture, capture_at, resolve
 
 if TYPE_CHECKING:
-    from pybpfasm.core import Extern
+    from pybpfasm.extern import Extern
     from pybpfasm.kernel.enums import Helper
     from pybpfasm.program import Subprogram
 
@@ -334,7 +334,7 @@ class Asm:
         self._terminated = True
 
     def call(self, what: Helper | int | Subprogram | Extern) -> None:
-        """Call a helper, a subprogram or a function of the kernel (`pybpfasm.core.kfunc`).
+        """Call a helper, a subprogram or a function of the kernel (`pybpfasm.extern.kfunc`).
 
         Arguments are in r1 to r5, the result comes in r0; r1 to r5 are lost. A helper is a `Helper`, or its
         number (``BPF_FUNC_*``, RFC 9669 section 4.3.1). Raises `AsmError` for what can't be called.
@@ -350,7 +350,7 @@ class Asm:
                 raise self._error(f"helper {what} does not exist")
             self._emit(isa.OP_CALL, 0, CallKind.HELPER, 0, int(what))
         else:
-            from pybpfasm.core import Extern
+            from pybpfasm.extern import Extern
 
             if isinstance(what, Extern) and what.kind == "kfunc":
                 self._emit(isa.OP_CALL, 0, CallKind.KFUNC, 0, 0, reference=what)

@@ -10,6 +10,7 @@ The format is described in the kernel's Documentation/bpf/btf.rst and include/ua
 """
 
 from pybpfasm.btf.builder import BtfBuilder
+from pybpfasm.btf.declare import declare
 from pybpfasm.btf.format import BtfError, DatasecEntry, Enumerator, Kind, Linkage, Member, Param
 from pybpfasm.btf.info import (
     BtfExt,
@@ -38,6 +39,7 @@ __all__ = [
     "Linkage",
     "Member",
     "Param",
+    "declare",
     "pack_func_info",
     "pack_line_info",
     "unpack_func_info",

@@ -23,7 +23,7 @@ from pybpfasm.btf import (
     pack_func_info,
     pack_line_info,
 )
-from pybpfasm.core import CoreKind, CoreRelocation, CoreResolver, Extern
+from pybpfasm.core import CoreKind, CoreRelocation, CoreResolver
 from pybpfasm.elf.format import (
     R_BPF_64_32,
     R_BPF_64_64,
@@ -44,6 +44,7 @@ from pybpfasm.elf.format import (
 from pybpfasm.elf.reader import RawObject, Relocation, Section, Symbol, read_raw
 from pybpfasm.elf.types import Layout, for_kernel
 from pybpfasm.errors import PybpfasmError, SourceLocation, suggestion
+from pybpfasm.extern import Extern
 from pybpfasm.instruction import SLOT_SIZE, Instruction, decode
 from pybpfasm.isa import CallKind, Imm64
 from pybpfasm.kernel.enums import BPF_F_RDONLY_PROG, AttachType, MapType, ProgType
@@ -368,7 +369,7 @@ class _Reader:
                 for entry in t.entries:
                     one = btf.type(entry.type_id)
                     kind = "kconfig" if t.name == ".kconfig" else "kfunc" if one.kind == Kind.FUNC else "ksym"
-                    self.externs[one.name] = Extern(one.name, kind)
+                    self.externs[one.name] = Extern(one.name, kind, declared=(btf, one.id))
         ext = self.raw.by_name(".BTF.ext")
         if ext is None or not ext.data:
             return
@@ -694,7 +695,9 @@ class _Reader:
         weak = symbol.bind == STB_WEAK
         if known is None:
             raise error(f"{symbol.name!r} is defined nowhere: objects are not linked with one another here")
-        return Extern(symbol.name, known.kind if known.kind != "ksym" else kind, weak)
+        if kind == "kfunc" and known.kind != "kfunc":
+            raise error(f"a call to {symbol.name!r}, which is declared as a variable")
+        return replace(known, weak=weak)
 
     def _program(self, main: _Code, license: str) -> ObjectProgram:
         order: list[_Code] = []
@@ -885,4 +888,7 @@ def _with_reference(
         return replace(insn, src=Imm64.MAP_VALUE, imm=0, imm_high=offset, reference=spec)
     if isinstance(reference, MapSpec):
         return replace(insn, src=Imm64.MAP_FD, imm=0, imm_high=0, reference=reference)
+    if isinstance(reference, Extern):
+        src = Imm64.BTF_ID if insn.wide else CallKind.KFUNC
+        return replace(insn, src=src, imm=0, imm_high=0, reference=reference)
     return replace(insn, reference=reference)

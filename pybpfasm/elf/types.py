@@ -93,6 +93,18 @@ class TypeTable(BtfBuilder):
         del ids[0]
         return ids
 
+    def add_extern_section(self, name: str, ids: Iterable[int]) -> int:
+        """The section that lists what another has to define: FUNC and VAR of these *ids*, each once."""
+        btf = Btf.parse(self.to_bytes())
+        words: list[int] = []
+        for type_id in ids:
+            t = btf.type(type_id)
+            size = 0
+            if t.kind == Kind.VAR:  # clang says 1 byte of a void
+                size = btf.size_of(t.type_id, 8) if btf.resolve(t.type_id).kind != Kind.VOID else 1
+            words += (type_id, 0, size)
+        return self._add(Kind.DATASEC, name, 0, tuple(words), vlen=len(words) // 3, refs=tuple(words[::3]))
+
     def _take_circle(
         self,
         btf: Btf,
@@ -170,7 +182,8 @@ def for_kernel(btf: Btf, layout: Callable[[BtfType], Layout | None], hidden: Col
 
     *layout* gives the size and the entries of a data section, which compilers leave open, or ``None`` where
     the file has no such section: that is one of externs, which no kernel takes, and becomes an empty
-    structure. External functions become typedefs, external variables plain ones; functions in *hidden* become
+    structure, as does a variable of type void. External functions become typedefs, external variables plain
+    ones; functions in *hidden* become
     static, so that the verifier looks into them where they are called. Raises `BtfError`.
     """
     end = struct_order(btf.byteorder)
@@ -192,6 +205,8 @@ def for_kernel(btf: Btf, layout: Callable[[BtfType], Layout | None], hidden: Col
             info = Kind.FUNC << 24
         elif t.kind == Kind.VAR and words[0] > 1:
             words = [1]
+            if btf.resolve(third).kind == Kind.VOID:
+                name, info, third, words = 0, Kind.STRUCT << 24, 0, []
         out += struct.pack(f"{end}{3 + len(words)}I", name, info, third, *words)
     strings = btf._strings
     if len(out) > 1 << 24:

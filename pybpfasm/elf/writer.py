@@ -6,12 +6,12 @@ from __future__ import annotations
 import re
 import struct
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from pybpfasm import isa
 from pybpfasm.btf import Btf, BtfExt, CoreRelo, FuncInfo, Kind, LineInfo, unpack_func_info, unpack_line_info
-from pybpfasm.core import CoreKind, CoreRelocation, Extern
+from pybpfasm.core import CoreKind, CoreRelocation
 from pybpfasm.elf.format import (
     EHDR_SIZE,
     EM_BPF,
@@ -23,6 +23,7 @@ from pybpfasm.elf.format import (
     SHF_EXECINSTR,
     SHF_INFO_LINK,
     SHF_WRITE,
+    SHN_UNDEF,
     SHT_NOBITS,
     SHT_PROGBITS,
     SHT_REL,
@@ -30,7 +31,9 @@ from pybpfasm.elf.format import (
     SHT_SYMTAB,
     STB_GLOBAL,
     STB_LOCAL,
+    STB_WEAK,
     STT_FUNC,
+    STT_NOTYPE,
     STT_OBJECT,
     STT_SECTION,
     SYM_SIZE,
@@ -39,6 +42,7 @@ from pybpfasm.elf.format import (
     section_of,
 )
 from pybpfasm.elf.types import TypeTable
+from pybpfasm.extern import Extern
 from pybpfasm.instruction import SLOT_SIZE, Instruction, encode
 from pybpfasm.isa import CallKind, Imm64
 from pybpfasm.kernel.enums import BPF_F_RDONLY_PROG, MapType
@@ -65,6 +69,8 @@ def write_object(
     by its name, as tracing programs need (``{"on_exec": "tp/sched/sched_process_exec"}``). TC programs are in
     ``tc``; with *tcx*, in ``tcx/ingress`` and ``tcx/egress``, which libbpf 1.3 and later know. Subprograms
     are static functions in ``.text``, once for all programs. Maps with contents become data sections.
+    Functions and variables of the kernel (`pybpfasm.extern`) are listed in ``.ksyms`` with their types, which
+    whoever loads the object compares with the kernel's.
 
     The same specs give the same bytes. Raises `ElfError` for what an object can't say: programs of the same
     name, of different licenses or byte orders, a type that has no section of its own.
@@ -92,7 +98,7 @@ class _Section:
 @dataclass
 class _Symbol:
     name: str
-    section: _Section
+    section: _Section | None  # None where the kernel defines it
     value: int
     size: int
     bind: int
@@ -123,6 +129,7 @@ class _Writer:
         self.code: dict[str, list[bytes]] = {}
         self.slots: dict[str, int] = {}
         self.shared: dict[object, int] = {}  # functions in .text by what they are
+        self.externs: dict[str, tuple[Extern, int]] = {}  # with the id of its type
         self.maps = self._all_maps(maps)
         self._check()
 
@@ -210,6 +217,8 @@ class _Writer:
             char = self.types.add_int("char", 1, signed=True)
             var = self.types.add_var("_license", self.types.add_array(char, len(license)))
             self.types.add_datasec("license", len(license), [(var, 0, len(license))])
+        if self.externs:
+            self.types.add_extern_section(".ksyms", [type_id for _, type_id in self.externs.values()])
         ext = self.ext.to_bytes(self.types)
         self._section(_Section(".BTF", SHT_PROGBITS, data=self.types.to_bytes(), align=4))
         if self.ext.func_info or self.ext.core_relo:
@@ -217,12 +226,6 @@ class _Writer:
         return self._link()
 
     def _program(self, program: ProgramSpec) -> None:
-        unknown = [insn.reference for insn in program.instructions if isinstance(insn.reference, Extern)]
-        if unknown:
-            raise ElfError(
-                f"program {program.name} needs {unknown[0].name} of the kernel, which an object written here "
-                "can't name"
-            )
         btf_data = program.btf()
         functions = sorted(program.functions, key=lambda function: function.slot)
         starts = [function.slot for function in functions] + [program.slots]
@@ -293,7 +296,8 @@ class _Writer:
         for insn in pieces[index]:
             target = _target(insn, slot)
             if target is None:
-                reference = insn.reference if isinstance(insn.reference, (MapSpec, CoreRelocation)) else None
+                known_by = (MapSpec, CoreRelocation, Extern)
+                reference = insn.reference if isinstance(insn.reference, known_by) else None
                 out.append((insn.opcode, insn.dst, insn.src, insn.offset, insn.imm, insn.imm_high, reference))
             else:
                 callee = next(i for i, f in enumerate(functions) if f.slot == target)
@@ -320,6 +324,8 @@ class _Writer:
             target = _target(insn, slot)
             if isinstance(insn.reference, CoreRelocation):
                 insn = self._core(body.section, at, insn, insn.reference)
+            elif isinstance(insn.reference, Extern):
+                insn = self._extern(program, insn, insn.reference, section, at)
             elif target is not None:
                 if target == 0:
                     raise ElfError(
@@ -364,6 +370,44 @@ class _Writer:
         if relocation.kind == CoreKind.TYPE_ID_LOCAL:
             return Instruction(insn.opcode, insn.dst, insn.src, insn.offset, type_id)
         return insn
+
+    def _extern(
+        self, program: ProgramSpec, insn: Instruction, extern: Extern, section: _Section, at: int
+    ) -> Instruction:
+        """Name what the kernel has to define, as clang does."""
+        known = self.externs.get(extern.name)
+        if known is None:
+            self.externs[extern.name] = (extern, self._declare(program, extern))
+        elif known[0] != extern:
+            # One that somebody can't do without is not weak.
+            extern = replace(known[0], weak=known[0].weak and extern.weak)
+            self.externs[extern.name] = (extern, known[1])
+        self.symbols[f"extern {extern.name}"] = _Symbol(
+            extern.name, None, 0, 0, STB_WEAK if extern.weak else STB_GLOBAL, STT_NOTYPE
+        )
+        section.relocations.append((at, f"extern {extern.name}", R_BPF_64_64 if insn.wide else R_BPF_64_32))
+        if insn.wide:
+            return Instruction(insn.opcode, insn.dst)
+        return Instruction(insn.opcode, 0, CallKind.LOCAL, 0, -1)
+
+    def _declare(self, program: ProgramSpec, extern: Extern) -> int:
+        """The id of the type of what the kernel has to define."""
+        if extern.kind == "kconfig":
+            raise ElfError(
+                f"program {program.name} reads {extern.name} of the kernel's configuration, which an object "
+                "written here can't name"
+            )
+        declared = extern.declaration()
+        if declared is None:
+            call = 'kfunc("int NAME(struct sk_buff *skb, u64 flags)")'
+            if extern.kind == "ksym":
+                call = 'ksym("struct rq NAME")'
+            raise ElfError(
+                f"program {program.name} names {extern.name} of the kernel; no declaration of it is known: "
+                f"write it out, {call.replace('NAME', extern.name)}"
+            )
+        btf, type_id = declared
+        return self.types.take(btf, [type_id])[type_id]
 
     def _map_reference(
         self, program: ProgramSpec, insn: Instruction, spec: MapSpec, section: _Section, at: int
@@ -551,7 +595,7 @@ class _Writer:
                 strings.add(symbol.name),
                 symbol.bind << 4 | symbol.type,
                 0,
-                symbol.section.index,
+                SHN_UNDEF if symbol.section is None else symbol.section.index,
                 symbol.value,
                 symbol.size,
             )

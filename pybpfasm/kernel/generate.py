@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only
-"""Writes ``enums.py`` and ``context.py`` from a kernel's BTF.
+"""Writes ``enums.py``, ``context.py`` and ``kfuncs.py`` from a kernel's BTF.
 
     python -m pybpfasm.kernel.generate --btf /sys/kernel/btf/vmlinux --out pybpfasm/kernel
 
@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 from pybpfasm.btf import Btf, BtfError, BtfType, Enumerator, Kind
 
-__all__ = ["context_source", "enums_source", "main"]
+__all__ = ["context_source", "enums_source", "kfuncs_source", "main"]
 
 
 class _EnumSpec(NamedTuple):
@@ -318,11 +318,62 @@ def _class(cls: str, kernel_name: str, size: int, doc: str, fields: list[_Field]
     return [*lines, ""]
 
 
+_KFUNCS_TITLE = """Functions of the kernel that programs may call (kfuncs), by their declarations in C.
+
+Which program types may call one, and whether a kernel has it, only the kernel says. Structures are named, not
+described.
+"""
+# In the kernel for its own tests.
+_TESTS = re.compile(r"bpf_(fentry_test|modify_return_test|kfunc_call_|test_)")
+
+
+def kfuncs_source(btf: Btf, release: str) -> str:
+    """The text of ``kfuncs.py``: the functions that the BTF has tagged ``bpf_kfunc`` and that begin with
+    ``bpf_`` (others are functions of the kernel that programs can replace)."""
+    found: dict[str, str] = {}
+    for t in btf.types:
+        if t.kind != Kind.DECL_TAG or t.name != "bpf_kfunc":
+            continue
+        function = btf.type(t.type_id)
+        if function.name.startswith("bpf_") and not _TESTS.match(function.name):
+            proto = btf.resolve(function.type_id)
+            params = ", ".join(_parameter(btf, param.type_id, param.name) for param in proto.params)
+            result = btf.declaration(proto.type_id)
+            space = "" if result.endswith("*") else " "
+            found[function.name] = f"{result}{space}{function.name}({params or 'void'})"
+    lines = [*_header(_KFUNCS_TITLE, release), "from typing import Final", ""]
+    lines.append("KFUNCS: Final[dict[str, str]] = {")
+    for name, text in sorted(found.items()):
+        line = f'    "{name}": "{text}",'
+        if len(line) <= 110:
+            lines.append(line)
+            continue
+        # As ruff formats it: in parentheses, cut at spaces.
+        lines.append(f'    "{name}": (')
+        words, part = text.split(" "), ""
+        for index, word in enumerate(words):
+            piece = word + (" " if index < len(words) - 1 else "")
+            if len(part) + len(piece) > 100:
+                lines.append(f'        "{part}"')
+                part = ""
+            part += piece
+        lines += [f'        "{part}"', "    ),"]
+    return "\n".join([*lines, "}", ""])
+
+
+def _parameter(btf: Btf, type_id: int, name: str) -> str:
+    """A parameter, with what a name for a function or a structure stands for written out."""
+    t = btf.type(type_id)
+    if t.kind == Kind.TYPEDEF and btf.resolve(type_id).kind == Kind.PTR:
+        type_id = btf.resolve(type_id).id
+    return btf.declaration(type_id, name)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns the exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m pybpfasm.kernel.generate",
-        description="Write enums.py and context.py from a kernel's BTF.",
+        description="Write enums.py, context.py and kfuncs.py from a kernel's BTF.",
     )
     parser.add_argument("--btf", type=Path, default=Path("/sys/kernel/btf/vmlinux"), help="BTF of a kernel")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="folder to write to")
@@ -339,6 +390,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sources = {
             "enums.py": enums_source(btf, release.group()),
             "context.py": context_source(btf, release.group()),
+            "kfuncs.py": kfuncs_source(btf, release.group()),
         }
     except (OSError, BtfError) as error:
         print(f"generate: {args.btf}: {error}", file=sys.stderr)

@@ -10,6 +10,7 @@ from typing import Final
 
 from pybpfasm import isa
 from pybpfasm.errors import suggestion
+from pybpfasm.extern import Extern
 from pybpfasm.instruction import Instruction
 from pybpfasm.isa import Alu, Atomic, CallKind, Imm64
 from pybpfasm.kernel.enums import Helper
@@ -308,6 +309,12 @@ class _Parser:
         if name in self.kfuncs:
             insn.src, insn.imm = CallKind.KFUNC, self.kfuncs[name]
             return True
+        if name.startswith("bpf_"):
+            from pybpfasm.kernel.kfuncs import KFUNCS
+
+            if name in KFUNCS:
+                insn.src, insn.reference = CallKind.KFUNC, Extern(name, "kfunc")
+                return True
         return False
 
     def _unknown(self, name: str, what: int) -> str:
@@ -476,6 +483,11 @@ class _Parser:
 
     def _btf_id(self, c: Cursor, dst: int) -> None:
         c.expect("[")
+        if c.kind() == "name" and c.peek() not in self.symbols:
+            extern = Extern(c.name("the name of a variable or function of the kernel"), "ksym")
+            c.expect("]")
+            self.emit(isa.LD_IMM64, dst, Imm64.BTF_ID, reference=extern)
+            return
         imm = c.imm32()
         fd = c.imm32() if c.take(":") else 0
         c.expect("]")
@@ -696,6 +708,11 @@ class _Parser:
         elif following[1] == "#":
             c.at += 1
             self._call_by_number(c, name, column)
+        elif name == "kernel-function" and following[1] == "[":
+            c.at += 1
+            extern = Extern(c.name("the name of a function"), "kfunc")
+            c.expect("]")
+            self.emit(isa.OP_CALL, 0, CallKind.KFUNC, reference=extern)
         elif name in ("local", "helper", "runtime") and following[0]:
             self._call_of_kind(c, name)
         else:

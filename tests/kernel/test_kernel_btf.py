@@ -13,8 +13,10 @@ from pathlib import Path
 import pytest
 
 from loader.objects import Btf as KernelBtf
-from pybpfasm.btf import Btf, BtfBuilder, BtfType, Kind
+from pybpfasm.btf import Btf, BtfBuilder, BtfType, Kind, Linkage, declare
+from pybpfasm.core import _Matcher
 from pybpfasm.kernel import context, enums, generate
+from pybpfasm.kernel.kfuncs import KFUNCS
 from pybpfasm.layout import Nested, Struct
 from tests.work import calls
 
@@ -112,6 +114,25 @@ def test_structures_within_structures_are_the_kernels(vmlinux: Btf) -> None:
         assert isinstance(field, Nested)
         expected = list(leaves(vmlinux, vmlinux.resolve(member.type_id)))
         assert [(n, f.offset, f.size) for n, f in field.struct.fields.items()] == expected
+
+
+def test_functions_of_the_kernel_are_declared_as_it_has_them(vmlinux: Btf) -> None:
+    builder = BtfBuilder()
+    declared = {name: declare(builder, text)[1] for name, text in KFUNCS.items()}
+    ours = Btf.parse(builder.to_bytes())
+    ours.validate()
+    found = 0
+    for name, type_id in declared.items():
+        theirs = vmlinux.by_name(name, Kind.FUNC)
+        if theirs is None:
+            assert not same_release(), name
+            continue
+        mine = ours.type(type_id)
+        assert (mine.name, mine.linkage) == (name, Linkage.EXTERN)
+        compatible = _Matcher(ours, vmlinux).compatible(mine.type_id, theirs.type_id)
+        assert compatible or not same_release(), name
+        found += compatible
+    assert found > 10
 
 
 def test_generator_gives_what_is_checked_in() -> None:
