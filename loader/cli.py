@@ -29,6 +29,7 @@ __all__ = ["main"]
 DONE, FAILED, USAGE = 0, 1, 2
 PROG: Final = "python -m loader"
 LONGEST_WATCH: Final = 86400  # seconds
+ACCELERATE: Final = ("auto", "always", "never")
 CLSACT_VARIABLE: Final = "PYBPFASM_ATTACH"  # "clsact": do without TCX, for tests
 
 
@@ -112,6 +113,12 @@ def _add_instance(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _accelerate(text: str) -> str:
+    if text not in ACCELERATE:
+        raise argparse.ArgumentTypeError(f"{text!r} is none of {', '.join(ACCELERATE)}")
+    return text
+
+
 def _add_proxy(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--iface",
@@ -133,9 +140,19 @@ def _add_proxy(parser: argparse.ArgumentParser) -> None:
         help="SO_MARK of Envoy's own connections, decimal or 0x… (default: 4242)",
     )
     parser.add_argument(
+        "--accelerate",
+        type=_accelerate,
+        default="auto",
+        metavar="WHEN",
+        help="the socket-to-socket short-cut between Envoy and the application: auto (default: where this "
+        "kernel does it right), always (also where FIONREAD is wrong; fail where it cannot be) or never",
+    )
+    parser.add_argument(
         "--no-accelerate",
-        action="store_true",
-        help="leave out the socket-to-socket short-cut between Envoy and the application",
+        action="store_const",
+        const="never",
+        dest="accelerate",
+        help="the same as --accelerate never",
     )
     parser.add_argument(
         "--netns", metavar="NETNS", help="network namespace of the interfaces: a name, a path or a process id"
@@ -257,7 +274,7 @@ def _request(arguments: argparse.Namespace) -> Request:
         option = "--mark: "
         mark = Mark.parse(arguments.mark)
         option = ""
-        settings = Settings(ports, envoy_port, mark, not arguments.no_accelerate, **more)
+        settings = Settings(ports, envoy_port, mark, arguments.accelerate != "never", **more)
     except SettingsError as error:
         raise UsageError(f"{option}{error}", hint=help_text) from None
     return Request(
@@ -268,6 +285,7 @@ def _request(arguments: argparse.Namespace) -> Request:
         cgroup=arguments.cgroup,
         bpffs=arguments.bpffs,
         clsact=os.environ.get(CLSACT_VARIABLE) == "clsact",
+        insist=arguments.accelerate == "always",
     )
 
 

@@ -49,10 +49,10 @@ _WITHOUT: Final[dict[Feature, tuple[Verdict, str]]] = {
         Verdict.BAD,
         "Envoy cannot learn the original destination: use a kernel from 5.7",
     ),
-    Feature.CGROUP_SOCK_OPS_LINK: (Verdict.NOTE, "no acceleration: --no-accelerate"),
-    Feature.SK_MSG: (Verdict.NOTE, "no acceleration: --no-accelerate"),
-    Feature.SOCKHASH: (Verdict.NOTE, "no acceleration: --no-accelerate"),
-    Feature.SK_STORAGE_SK_MSG: (Verdict.NOTE, "no acceleration: --no-accelerate"),
+    Feature.CGROUP_SOCK_OPS_LINK: (Verdict.NOTE, "connections are not accelerated"),
+    Feature.SK_MSG: (Verdict.NOTE, "connections are not accelerated"),
+    Feature.SOCKHASH: (Verdict.NOTE, "connections are not accelerated"),
+    Feature.SK_STORAGE_SK_MSG: (Verdict.NOTE, "connections are not accelerated"),
     Feature.SOCKMAP_LINK: (Verdict.NOTE, "sk_msg is attached without a link"),
     Feature.NETNS_COOKIE_SK_MSG: (
         Verdict.NOTE,
@@ -70,6 +70,11 @@ _WITHOUT: Final[dict[Feature, tuple[Verdict, str]]] = {
     Feature.TIMER: (Verdict.NOTE, "connections that just stop stay in the flow map until `down`"),
     Feature.BTF_INFO: (Verdict.NOTE, "the kernel does not show Python lines"),
     Feature.COARSE_CLOCK: (Verdict.NOTE, "a clock that costs a little more is used"),
+    Feature.FIONREAD: (
+        Verdict.NOTE,
+        "connections are not accelerated, unless you say --accelerate always: an application that asks "
+        "with FIONREAD before it reads would wait for ever",
+    ),
     Feature.MAP_BATCH: (Verdict.NOTE, "`status` counts entries more slowly"),
 }
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
-from loader import bpffs
+from loader import bpffs, features
 from loader.bpffs import remove_tree
 from loader.capabilities import missing_capabilities
 from loader.errors import CapabilityError, LoaderError
@@ -39,13 +39,15 @@ def down(
         raise CapabilityError(
             f"this process lacks {', '.join(missing)}", missing=missing, hint="run it as root, with sudo say"
         )
+    result = Result(name, False)
     with changing(path, create=False) as session:
         directory = None if session is None else session.fs.path(name)
-        if directory is None or not directory.is_dir():
-            return Result(name, False)
-        assert session is not None
-        warnings = _drain(directory, session, drain, tell) if drain > 0 else []
-        return Result(name, True, directory, warnings=warnings + _dismantle(directory))
+        if session is not None and directory is not None and directory.is_dir():
+            warnings = _drain(directory, session, drain, tell) if drain > 0 else []
+            result = Result(name, True, directory, warnings=warnings + _dismantle(directory))
+        if session is None or not session.fs.instances():
+            features.discard()  # nothing stays: the next `up` asks the kernel again
+    return result
 
 
 def _drain(directory: Path, session: Session, seconds: float, tell: Callable[[int], None]) -> list[str]:

@@ -56,6 +56,7 @@ class Request:
     cgroup: str | None = None
     bpffs: str | None = None
     clsact: bool = False  # use it even where the kernel has TCX, for tests
+    insist: bool = False  # accelerate although FIONREAD is wrong, or fail
 
 
 @dataclass(slots=True)
@@ -215,14 +216,7 @@ def _probe(request: Request, mode: modes.Mode, warnings: list[str]) -> tuple[Set
     settings = request.settings
     require(*mode.needs(replace(settings, accelerate=False)))
     if settings.accelerate:
-        try:
-            require(*mode.needs(settings))
-        except KernelFeatureError as error:
-            raise KernelFeatureError(
-                f"acceleration is not possible: {error}",
-                feature=error.feature,
-                hint="do without it: --no-accelerate",
-            ) from None
+        settings = replace(settings, accelerate=_may_accelerate(request, mode, warnings))
     timers = has(Feature.TIMER)
     cookie = has(Feature.NETNS_COOKIE_SK_MSG, Feature.NETNS_COOKIE_SOCK_OPS, Feature.NETNS_COOKIE_SOCKOPT)
     if not timers:
@@ -238,3 +232,38 @@ def _probe(request: Request, mode: modes.Mode, warnings: list[str]) -> tuple[Set
         )
     settings = replace(settings, timers=timers, coarse_clock=has(Feature.COARSE_CLOCK), netns_cookie=cookie)
     return settings, has(Feature.TCX) and not request.clsact
+
+
+def _may_accelerate(request: Request, mode: modes.Mode, warnings: list[str]) -> bool:
+    """Return whether to accelerate here, and say why not.
+
+    Raises :class:`~loader.errors.KernelFeatureError` if it was insisted on and cannot be.
+    """
+    from loader.features import Feature, Support, probe, require
+
+    try:
+        require(*mode.needs(request.settings))
+    except KernelFeatureError as error:
+        if request.insist:
+            raise KernelFeatureError(
+                f"acceleration is not possible: {error}",
+                feature=error.feature,
+                hint="do without it: --accelerate auto, or never",
+            ) from None
+        warnings.append(f"connections are not accelerated: {error}")
+        return False
+    found = probe(Feature.FIONREAD)
+    if found.supported:
+        return True
+    wrong = f"on accelerated connections {found.reason}"
+    if found.support is Support.INCONCLUSIVE:
+        wrong = f"whether FIONREAD is right on accelerated connections could not be tried ({found.reason})"
+    consequence = "an application that asks with it before it reads would wait for ever"
+    if request.insist:
+        warnings.append(f"{wrong}: {consequence}")
+        return True
+    warnings.append(
+        f"connections are not accelerated: {wrong}, so {consequence}; --accelerate always accelerates all "
+        "the same, --no-accelerate is content without"
+    )
+    return False

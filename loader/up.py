@@ -14,6 +14,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any, Final
 
+from loader import features
 from loader import plan as planning
 from loader.bpffs import Staging
 from loader.errors import AttachError, ConflictError, LoaderError
@@ -48,7 +49,9 @@ def up(request: Request, *, clock: Clock = lambda step: None) -> Result:
         with changing(request.bpffs, create=True) as session:
             assert session is not None
             clock("lock")
-            return _up(plan, session, clock)
+            result = _up(plan, session, clock)
+            features.save()  # the next command of this boot knows what was asked of the kernel
+            return result
 
 
 def _up(plan: Plan, session: Session, clock: Clock) -> Result:

@@ -19,6 +19,8 @@ from typing import Any, NoReturn
 import pytest
 
 HERE = Path(__file__).resolve().parent
+# No test reads or writes what this host knows of its kernel, nor do commands that it starts.
+os.environ["PYBPFASM_CACHE"] = ""
 IN_CI = os.environ.get("CI", "").lower() not in ("", "0", "false")
 
 # include/uapi/linux/capability.h

@@ -10,13 +10,14 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from loader import bpffs, cli, features
-from loader.features import Feature, Probe, Support
+from loader.features import Feature, Support
+from loader.features.named import PROBES
 from loader.sys import libc
 from programs import tc_ingress
 from programs.packet import Interface
@@ -269,11 +270,21 @@ def test_a_verifier_rejection_shows_python_lines(site: Site, monkeypatch: pytest
 
 def pretend_missing(monkeypatch: pytest.MonkeyPatch, *lacking: Feature) -> None:
     """Let the probes of some features answer that the kernel has none."""
-    monkeypatch.setattr(
-        features,
-        "_known",
-        {f: Probe(f.value, Support.UNSUPPORTED, "so this test says", 22) for f in lacking},
-    )
+    pretend(monkeypatch, Support.UNSUPPORTED, *lacking)
+
+
+def pretend(monkeypatch: pytest.MonkeyPatch, support: Support, *these: Feature) -> None:
+    """Let the probes of some features give that answer."""
+    features.forget()  # what is known is not asked
+    for feature in these:
+        monkeypatch.setitem(PROBES, feature, lambda: (support, "so this test says", 22))
+
+
+@pytest.fixture(autouse=True)
+def _forget() -> Iterator[None]:
+    """What a test pretends is known to no other."""
+    yield
+    features.forget()
 
 
 @pytest.mark.parametrize("feature", [Feature.CGROUP_GETSOCKOPT_LINK, Feature.SKC_LOOKUP_TC])
@@ -285,14 +296,74 @@ def test_a_kernel_without_what_is_needed(
     refused(site, outcome, 1, f"this kernel lacks {feature.value}: so this test says")
 
 
+def accelerated(site: Site) -> bool:
+    """What `status` says, and whether the hook is there."""
+    status = site.status()
+    assert status["drift"] == []
+    assert any(hook["hook"] == "sk_msg" for hook in status["hooks"]) is status["settings"]["accelerate"]
+    return bool(status["settings"]["accelerate"])
+
+
 @pytest.mark.parametrize("feature", [Feature.SOCKHASH, Feature.SK_STORAGE_SK_MSG])
 def test_a_kernel_without_what_acceleration_needs(
     site: Site, feature: Feature, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pretend_missing(monkeypatch, feature)
-    outcome = site.run(*UP)
-    refused(site, outcome, 1, "acceleration is not possible", feature.value, "--no-accelerate")
-    site.up("--no-accelerate")
+    outcome = site.run(*UP, "--accelerate", "always")
+    refused(site, outcome, 1, "acceleration is not possible", feature.value, "--accelerate auto")
+    assert f"connections are not accelerated: this kernel lacks {feature.value}" in site.up().err
+    assert not accelerated(site)
+    site.down()
+    assert site.up("--no-accelerate").err.count("accelerate") == 0
+
+
+@pytest.mark.parametrize(
+    ("support", "says"),
+    [
+        (Support.UNSUPPORTED, "on accelerated connections so this test says"),
+        (Support.INCONCLUSIVE, "could not be tried (so this test says)"),
+    ],
+)
+def test_a_kernel_whose_fionread_is_wrong(
+    site: Site, support: Support, says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The proxy goes on without acceleration and says so; who insists gets it, and is told what it costs."""
+    pretend(monkeypatch, support, Feature.FIONREAD)
+    outcome = site.up()
+    assert "connections are not accelerated" in outcome.err
+    assert says in outcome.err
+    assert "--accelerate always" in outcome.err
+    assert not accelerated(site)
+    outcome = site.up("--accelerate", "always")
+    assert says in outcome.err
+    assert "not accelerated" not in outcome.err
+    assert accelerated(site)
+    site.up()
+    assert not accelerated(site)
+    assert "FIONREAD" not in site.up("--no-accelerate").err
+
+
+def test_what_was_asked_is_known_until_the_last_instance_is_down(
+    site: Site, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    cache = tmp_path / "cache"
+    monkeypatch.setenv("PYBPFASM_CACHE", str(cache))
+    features.forget()
+    command("doctor")
+    assert site.run(*UP[:-1], "no ports").status == 2
+    assert not cache.exists(), "only `up` writes it, and only where it succeeds"
+    site.up()
+    answers = json.loads((cache / "features.json").read_text())["answers"]
+    assert {"feature/TCX", "feature/FIONREAD"} <= answers.keys()
+    asked = []
+    monkeypatch.setitem(PROBES, Feature.FIONREAD, lambda: asked.append(1))
+    features.forget()
+    site.up(ports="9000")
+    assert asked == []
+    site.down("--name", "another")
+    assert cache.exists(), "there is an instance"
+    site.down()
+    assert not cache.exists()
 
 
 def test_a_kernel_without_tcx(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:

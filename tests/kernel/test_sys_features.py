@@ -13,6 +13,7 @@ from loader import features, objects
 from loader import sys as bpf_sys
 from loader.errors import BpfError, KernelFeatureError
 from loader.features import Feature, Support, has_helper, probe, probe_all, require
+from loader.features.named import PROBES
 from loader.objects import Map, Program
 from pybpfasm.kernel.enums import Cmd, Helper, ProgType
 
@@ -72,10 +73,10 @@ def test_answers_are_kept_but_not_doubts(monkeypatch: pytest.MonkeyPatch) -> Non
 
         return attempt
 
-    monkeypatch.setitem(features._PROBES, Feature.TCX, answer(Support.INCONCLUSIVE))
+    monkeypatch.setitem(PROBES, Feature.TCX, answer(Support.INCONCLUSIVE))
     assert not probe(Feature.TCX).supported
     require(Feature.TCX)  # a doubt is no refusal
-    monkeypatch.setitem(features._PROBES, Feature.TCX, answer(Support.UNSUPPORTED))
+    monkeypatch.setitem(PROBES, Feature.TCX, answer(Support.UNSUPPORTED))
     assert probe(Feature.TCX).support is Support.UNSUPPORTED
     assert probe(Feature.TCX) is probe(Feature.TCX)
     assert asked == [Support.INCONCLUSIVE, Support.INCONCLUSIVE, Support.UNSUPPORTED]

@@ -19,8 +19,7 @@ _INSTANCE = "tests/kernel/test_instance.py"
 _PROGRAMS = "tests/kernel/programs"
 _SOCKETS = f"{_PROGRAMS}/test_sockops_sk_msg.py"
 
-# Chosen for what they ask of the kernel, and for being quick: no random programs, no long transfers. Not yet
-# among them: test_peeking_and_the_number_of_bytes_that_wait, which fails on 6.1 (FIONREAD) and needs a probe.
+# Chosen for what they ask of the kernel, and for being quick: no random programs, no long transfers.
 TESTS = (
     "tests/kernel/test_sys_features.py",
     "tests/kernel/test_sys_clsact.py",
@@ -34,6 +33,7 @@ TESTS = (
     f"{_PROGRAMS}/test_getsockopt.py::test_the_original_destination",
     f"{_PROGRAMS}/test_tc_devices.py::test_connections_over_veth",
     f"{_SOCKETS}::test_a_connection_of_envoy_is_enrolled_at_both_ends",
+    f"{_SOCKETS}::test_peeking_and_the_number_of_bytes_that_wait",
     f"{_SOCKETS}::test_half_a_close_keeps_the_other_half",
     f"{_SOCKETS}::test_a_megabyte_both_ways_at_once",
     f"{_SOCKETS}::test_a_slot_that_is_taken_is_left_to_its_owner",
@@ -61,6 +61,7 @@ NEEDS: tuple[tuple[str, Feature], ...] = (
     (f"{_ATTACH}::test_no_such_interface", Feature.TCX),
     (f"{_ATTACH}::test_more_programs_than_the_first_query_has_room_for", Feature.TCX),
     (f"{_ATTACH}::test_a_pinned_link_outlives_its_maker", Feature.TCX),
+    (f"{_SOCKETS}::test_peeking_and_the_number_of_bytes_that_wait", Feature.FIONREAD),
 )
 
 

@@ -57,6 +57,7 @@ class Result:
     features: dict[str, dict[str, Any]] = field(default_factory=dict)
     programs: dict[str, int] = field(default_factory=dict)
     hooks: dict[str, str] = field(default_factory=dict)
+    accelerated: bool = False
     connections: dict[str, bool] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
     tests: dict[str, Any] = field(default_factory=dict)
@@ -167,7 +168,7 @@ def settings_here() -> Any:
     from loader.modes.rewrite import Rewrite
     from programs.settings import Ports, Settings
 
-    request = plan.Request(("lo",), Settings(Ports.parse("8000,9000-9010"), accelerate=True))
+    request = plan.Request(("lo",), Settings(Ports.parse("8000,9000-9010"), accelerate=True), insist=True)
     settings, _ = plan._probe(request, Rewrite(), [])
     return settings
 
@@ -184,6 +185,16 @@ def check_connections(result: Result) -> None:
         up = ["up", "--iface", "eth0", "--iface", "lo", "--ports", PORTS, *playground.target()]
         done = command(playground, *up)
         result.warnings = [text for text in done.get("warnings", []) if "listens on TCP port" not in text]
+        fionread = features.probe(Feature.FIONREAD).supported
+        assert done["settings"]["accelerate"] is fionread
+        assert any("--accelerate always" in text for text in result.warnings) is not fionread
+        result.accelerated = fionread
+        if not fionread:
+            assert not {"sockops", "sk_msg"} & {
+                hook["hook"] for hook in command(playground, "status")["hooks"]
+            }
+            up += ["--accelerate", "always"]
+            assert command(playground, *up)["settings"]["accelerate"] is True
         status = command(playground, "status")
         assert status["drift"] == []
         assert all(hook["attached"] for hook in status["hooks"])
@@ -339,6 +350,7 @@ def main(release: str, path: str, *arguments: str) -> int:
 
     with contextlib.suppress(ValueError):
         resource.setrlimit(resource.RLIMIT_MEMLOCK, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    os.environ["PYBPFASM_CACHE"] = ""  # every probe is to be tried, and the host's file left alone
     result = Result(release)
     parts: dict[str, Callable[[Result], None]] = {
         "probes": check_probes,

@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only
+"""Whether FIONREAD counts the bytes that sk_msg has redirected to a socket.
+
+Before Linux 7.0 (and kernels that have the change of January 2026, "bpf, sockmap: Fix FIONREAD for sockmap")
+it says 0 for them, so that an application that asks before it reads waits for ever. No version tells, because
+stable kernels got the change too: a connection is made, bytes are redirected, and the kernel is asked.
+"""
+
+from __future__ import annotations
+
+import array
+import fcntl
+import os
+import socket
+import struct
+import termios
+from contextlib import ExitStack
+from typing import Final
+
+from loader.errors import LoaderError
+from loader.features.answer import Answer, Support, judge, yes
+from loader.features.attempt import EXIT, Raw, alu, call, copy, map_fd
+from loader.objects import Map, Program, attach_to_sockmap
+from loader.process import CLONE_NEWNET, ForkedCallError, Place, unshare
+from loader.process import call as call_in_child
+from pybpfasm import isa
+from pybpfasm.instruction import Instruction
+from pybpfasm.kernel.enums import BPF_F_INGRESS, AttachType, Helper, MapType, ProgType
+from pybpfasm.maps import MapSpec
+
+__all__ = ["fionread", "loopback_up"]
+
+_CLONE_NEWUSER: Final = 0x10000000  # linux/sched.h
+_SIOCSIFFLAGS: Final = 0x8914  # linux/sockios.h
+_IFF_UP: Final = 1  # linux/if.h
+_SENDER, _RECEIVER = 0, 1  # keys
+_PIECES: Final = (b"first ", b"second")
+_PATIENCE: Final = 10.0  # seconds; nothing here waits where the kernel is right
+
+
+def fionread() -> Answer:
+    """Redirect bytes between two sockets on ``lo`` of a network namespace of its own, and ask how many wait.
+
+    The namespace belongs to a child process and ends with it. Where the process may not make one, a user
+    namespace may give the child the right.
+    """
+    answers: list[Answer] = []
+
+    def attempt() -> None:
+        spec = MapSpec("probe", MapType.SOCKHASH, 8, 8, 2)
+        with ExitStack() as stack:
+            sockets = stack.enter_context(Map.create(spec))
+            verdict = stack.enter_context(Program.load(Raw(ProgType.SK_MSG, _to_the_receiver(sockets.fd))))
+            # Before the sockets: they take the map's program when they come in.
+            link = attach_to_sockmap(verdict, sockets, AttachType.SK_MSG_VERDICT)
+            if link is not None:
+                stack.enter_context(link)
+            try:
+                answers.append(call_in_child(lambda: _redirect(sockets), Place()))
+            except (ForkedCallError, OSError) as error:
+                raise LoaderError(f"the attempt failed: {str(error).strip().splitlines()[-1]}") from None
+
+    tried = judge(attempt)
+    return answers[0] if answers else tried
+
+
+def _to_the_receiver(sockets: int) -> list[Instruction]:
+    """Redirect every message into the receiver's queue, and let the call fail where that is not possible."""
+    at = isa.FRAME_POINTER
+    return [
+        Instruction(isa.ST | isa.MEM | isa.DW, at, offset=-8, imm=_RECEIVER),
+        map_fd(2, sockets),
+        copy(3, at),
+        alu(3, -8, isa.Alu.ADD),
+        alu(4, BPF_F_INGRESS),
+        call(Helper.msg_redirect_hash),
+        EXIT,
+    ]
+
+
+def loopback_up() -> None:
+    """Set ``lo`` of this thread's network namespace up. Raises OSError."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as control:
+        fcntl.ioctl(control.fileno(), _SIOCSIFFLAGS, struct.pack("16sh22x", b"lo", _IFF_UP))
+
+
+def _own_network() -> None:
+    try:
+        unshare(CLONE_NEWNET)
+    except PermissionError:
+        unshare(_CLONE_NEWUSER | CLONE_NEWNET)
+    loopback_up()
+
+
+def _waiting(sock: socket.socket) -> int:
+    number = array.array("i", [-1])
+    fcntl.ioctl(sock.fileno(), termios.FIONREAD, number)
+    return number[0]
+
+
+def _redirect(sockets: Map) -> Answer:
+    """In the child: make the connection, send, and look."""
+    try:
+        _own_network()
+    except OSError as error:
+        reason = f"a network namespace cannot be made: {os.strerror(error.errno or 0)}"
+        return Support.INCONCLUSIVE, reason, error.errno or 0
+    with ExitStack() as stack:
+        listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        listener.settimeout(_PATIENCE)
+        sender = stack.enter_context(socket.create_connection(listener.getsockname(), _PATIENCE))
+        receiver = stack.enter_context(listener.accept()[0])
+        receiver.settimeout(_PATIENCE)
+        for key, sock in ((_RECEIVER, receiver), (_SENDER, sender)):
+            sockets.update(struct.pack("=Q", key), struct.pack("=Q", sock.fileno()))
+        for piece in _PIECES:
+            sender.sendall(piece)
+        left = sum(map(len, _PIECES))
+        for piece in (*_PIECES, b""):
+            said = _waiting(receiver)
+            if said != left:
+                return Support.UNSUPPORTED, f"FIONREAD said {said} while {left} redirected bytes waited", 0
+            if piece and receiver.recv(len(piece)) != piece:
+                return Support.INCONCLUSIVE, "the redirected bytes did not arrive", 0
+            left -= len(piece)
+    return yes("FIONREAD counted the redirected bytes")
