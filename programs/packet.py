@@ -36,6 +36,8 @@ from pybpfasm.net import (
     IPPROTO_DSTOPTS,
     IPPROTO_FRAGMENT,
     IPPROTO_HOPOPTS,
+    IPPROTO_ICMP,
+    IPPROTO_ICMPV6,
     IPPROTO_ROUTING,
     IPPROTO_TCP,
     TCP_FIN,
@@ -89,13 +91,14 @@ def within(b: Asm, pointer: Reg, size: int) -> None:
     b.If(b.r2 > b.r8).goto("short")
 
 
-def find_tcp(b: Asm, ctx: SkBuff, interface: Interface, on_tcp: Callable[[int], None]) -> None:
+def find_tcp(b: Asm, ctx: SkBuff, interface: Interface, on_tcp: Callable[[Ipv4 | Ipv6], None]) -> None:
     """Find the TCP header, behind VLAN tags, IP options and IPv6 extension headers.
 
-    Then runs *on_tcp* (with the address family) once for each family: r7 points to the IP header, r5 to a
-    whole TCP header, r8 to the end of the linear part, and r9 is the TCP header's offset in the packet. Jumps
+    Then runs *on_tcp* once for each family: it is given the IP header, at r7; r5 points to a whole TCP
+    header, r8 to the end of the linear part, and r9 is the TCP header's offset in the packet. Jumps
     to ``other`` for what is not TCP or has no TCP header (a later fragment), and to ``malformed`` for a
-    header that is cut off or lies behind more extension headers than are looked through.
+    header that is cut off or lies behind more extension headers than are looked through. ICMP jumps to
+    ``icmp`` or, unless it is behind extension headers, to ``icmp6``, with its offset in r9.
     """
     pulled = b.u64[b.stack_bytes(8)]
     pulled.store(0)
@@ -137,25 +140,23 @@ def find_tcp(b: Asm, ctx: SkBuff, interface: Interface, on_tcp: Callable[[int], 
     b.r7 += b.r9
     within(b, b.r7, Ipv4.sizeof)
     ip = Ipv4(b.r7)
-    b.r2 = ip.protocol
-    b.If(b.r2 != IPPROTO_TCP).goto("other")
-    b.r2 = ip.frag_off
-    b.If(b.r2 & be16(IP_OFFSET)).goto("other")
-    b.r4 = ip.ihl_version
-    b.r4 &= 0x0F
-    b.r4 <<= 2
-    b.If(b.r4 < Ipv4.sizeof).goto("other")  # the stack discards these
+    b.r3 = ip.protocol
+    with b.If((b.r3 != IPPROTO_TCP) & (b.r3 != IPPROTO_ICMP)):
+        b.goto("other")
+    header_length(b, ip, b.r4, "other")
+    b.r9 += b.r4
+    b.If(b.r3 == IPPROTO_ICMP).goto("icmp")
     b.r5 = b.r7
     b.r5 += b.r4
-    b.r9 += b.r4
     within(b, b.r5, Tcp.sizeof)
-    on_tcp(AF_INET)
+    on_tcp(ip)
 
     b.label("ipv6")
     b.r7 += b.r9
     within(b, b.r7, Ipv6.sizeof)
     b.r3 = Ipv6(b.r7).nexthdr
     b.r9 += Ipv6.sizeof
+    b.If(b.r3 == IPPROTO_ICMPV6).goto("icmp6")
     with b.If(b.r3 != IPPROTO_TCP):
         b.r1 = ctx
         b.r2 = b.r9
@@ -166,7 +167,20 @@ def find_tcp(b: Asm, ctx: SkBuff, interface: Interface, on_tcp: Callable[[int], 
     b.r5 = ctx.data
     b.r5 += b.r9
     within(b, b.r5, Tcp.sizeof)
-    on_tcp(AF_INET6)
+    on_tcp(Ipv6(b.r7))
+
+
+def header_length(b: Asm, ip: Ipv4, into: Reg, label: str) -> None:
+    """*into* = the length of an IPv4 header in bytes.
+
+    Jumps to *label* for a later fragment, and for a length that no header has. Clobbers r2.
+    """
+    b.r2 = ip.frag_off
+    b.If(b.r2 & be16(IP_OFFSET)).goto(label)
+    setattr(b, into.name, ip.ihl_version)
+    into &= 0x0F
+    into <<= 2
+    b.If(into < Ipv4.sizeof).goto(label)  # the stack discards these
 
 
 @global_function(SkBuff, "offset", "next_header")
@@ -222,31 +236,27 @@ def skip_extensions(b: Asm) -> None:
     b.ret(UNREADABLE)
 
 
-def fill_key(b: Asm, key: FlowKey, family: int, *, client_is_source: bool) -> None:
-    """The flow's key, from the IP header at r7 and the TCP header at r5.
+def fill_key(b: Asm, key: FlowKey, ip: Ipv4 | Ipv6, tcp: Tcp, *, client_is_source: bool) -> None:
+    """The flow's key, from the headers of a packet to or from its client.
 
-    Clobbers r2.
+    Of the TCP header only the ports are read. Clobbers r2.
     """
-    tcp = Tcp(b.r5)
-    if family == AF_INET:
-        ip = Ipv4(b.r7)
-        client, server = (ip.saddr, ip.daddr) if client_is_source else (ip.daddr, ip.saddr)
-        b.r2 = client
-        store_v4_mapped(b, key.client, b.r2)
-        b.r2 = server
-        store_v4_mapped(b, key.server, b.r2)
+    source, destination = (key.client, key.server) if client_is_source else (key.server, key.client)
+    if isinstance(ip, Ipv4):
+        b.r2 = ip.saddr
+        store_v4_mapped(b, source, b.r2)
+        b.r2 = ip.daddr
+        store_v4_mapped(b, destination, b.r2)
     else:
-        ip6 = Ipv6(b.r7)
-        source, destination = (key.client, key.server) if client_is_source else (key.server, key.client)
         for word in range(4):
-            b.r2 = ip6.saddr[word]
+            b.r2 = ip.saddr[word]
             source.u32(word).store(b.r2)
-            b.r2 = ip6.daddr[word]
+            b.r2 = ip.daddr[word]
             destination.u32(word).store(b.r2)
     b.r2 = tcp.source if client_is_source else tcp.dest
     key.client_port = b.r2
     key.protocol = IPPROTO_TCP
-    key.family = family
+    key.family = AF_INET if isinstance(ip, Ipv4) else AF_INET6
 
 
 def flow_value(settings: Settings, at: Reg) -> FlowValue | TimedFlowValue:
@@ -366,23 +376,27 @@ def expire(b: Asm, settings: Settings) -> None:
     b.ret(0)
 
 
-def rewrite_port(b: Asm, ctx: SkBuff, field: int, old: Mem, new: Mem, failed: str) -> None:
-    """Replace the TCP port at byte *field* of the TCP header at offset r9, in the packet and in its checksum.
+def rewrite_port(
+    b: Asm, ctx: SkBuff, check: tuple[Reg, int], port: tuple[Reg, int], old: Mem, new: Mem, failed: str
+) -> None:
+    """Replace the port at offset *port* of the packet, and correct the checksum at offset *check* for it.
 
-    *old* and *new* are 2 bytes of stack with the ports in network order. The checksum goes first: if that
-    fails, nothing has changed. Every packet pointer is void afterwards.
+    Offsets are a register, of those that outlast calls, and a number of bytes. *old* and *new* are 2 bytes of
+    stack with the ports in network order. The checksum goes first: if that fails, nothing has changed. Every
+    packet pointer is void afterwards.
     """
     b.r1 = ctx
-    b.r2 = b.r9
-    b.r2 += Tcp.offsetof("check")
+    b.r2 = check[0]
+    b.r2 += check[1]
     b.r3 = old
     b.r4 = new
     b.r5 = 2  # bytes; no BPF_F_PSEUDO_HDR: ports are not in the pseudo header
     b.call(Helper.l4_csum_replace)
     b.If(b.r0 != 0).goto(failed)
     b.r1 = ctx
-    b.r2 = b.r9
-    b.r2 += field
+    b.r2 = port[0]
+    if port[1]:
+        b.r2 += port[1]
     b.lea(b.r3, new)
     b.r4 = 2
     b.r5 = 0

@@ -34,7 +34,7 @@ class BpfTimer(Struct, kernel_name="bpf_timer"):
 class FlowKey(Struct, kernel_name="flow_key"):
     """One client's connection to Envoy: 36 bytes.
 
-    IPv4 addresses are in v4-mapped IPv6 form.     Envoy's port is not part of the key, because an instance
+    IPv4 addresses are in v4-mapped IPv6 form. Envoy's port is not part of the key, because an instance
     has only one.
     """
 
@@ -114,9 +114,13 @@ class SocketState(Struct, kernel_name="socket_state"):
 
 
 class IngressCounters(Struct, kernel_name="ingress_counters"):
-    """Packets at TC ingress for an intercepted port or Envoy's own, by what became of them."""
+    """Packets at TC ingress for an intercepted port or Envoy's own, by what became of them.
+
+    ``errors_redirected`` are ICMP errors about packets that Envoy sent in a known flow.
+    """
 
     redirected = U64()
+    errors_redirected = U64()
     new_flows = U64()
     passed_marked = U64()
     passed_without_flow = U64()
@@ -130,9 +134,13 @@ class IngressCounters(Struct, kernel_name="ingress_counters"):
 
 
 class EgressCounters(Struct, kernel_name="egress_counters"):
-    """Packets at TC egress from Envoy's port, by what became of them."""
+    """Packets at TC egress from Envoy's port, by what became of them.
+
+    ``errors_restored`` are ICMP errors about packets of a known flow that this host sends to clients.
+    """
 
     restored = U64()
+    errors_restored = U64()
     passed_without_flow = U64()
     dropped_rewrite_failed = U64()
 

@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
+from programs.icmp import find_quoted
 from programs.packet import Interface, fill_key, find_tcp, flow_value, follow, rewrite_port
 from programs.settings import Settings
 from programs.shared import FLOW_FIN_SERVER, Counters, FlowKey, count, find_counters, maps
 from pybpfasm.asm import Asm, be16
 from pybpfasm.kernel.context import SkBuff
 from pybpfasm.kernel.enums import AttachType, Helper, TcxAction
-from pybpfasm.net import Tcp
+from pybpfasm.net import Icmp, Ipv4, Ipv6, Tcp
 from pybpfasm.program import sched_cls
 
 
@@ -29,10 +30,10 @@ def tc_egress(b: Asm, ctx: SkBuff, settings: Settings, interface: Interface) -> 
     b.r6 = ctx
     ctx = SkBuff(b.r6)
 
-    def on_tcp(family: int) -> None:
+    def on_tcp(ip: Ipv4 | Ipv6) -> None:
         b.r2 = Tcp(b.r5).source
         b.If(b.r2 != be16(settings.envoy_port)).goto("other")
-        fill_key(b, key, family, client_is_source=False)
+        fill_key(b, key, ip, Tcp(b.r5), client_is_source=False)
         b.r7 = b.r5
         b.goto("from_envoy")
 
@@ -53,8 +54,25 @@ def tc_egress(b: Asm, ctx: SkBuff, settings: Settings, interface: Interface) -> 
     b.r2 = flow_value(settings, b.r7).original_port
     new_port.store(b.r2)
     follow(b, settings, key, flags, FLOW_FIN_SERVER)
-    rewrite_port(b, ctx, Tcp.offsetof("source"), old_port, new_port, "rewrite_failed")
+    check, port = (b.r9, Tcp.offsetof("check")), (b.r9, Tcp.offsetof("source"))
+    rewrite_port(b, ctx, check, port, old_port, new_port, "rewrite_failed")
     count(b, counters.restored)
+    b.ret(TcxAction.NEXT)
+
+    # What this host says of a client's packet that was redirected, a firewall's reject for one.
+    find_quoted(b, ctx, key, old_port, quoted="dest", client_is_source=True)
+    b.r2 = old_port
+    b.If(b.r2 != be16(settings.envoy_port)).goto("other")
+    find_counters(b, settings, b.r8, "other")
+    b.r1 = maps(settings).flows
+    b.lea(b.r2, key)
+    b.call(Helper.map_lookup_elem)
+    b.If(b.r0 == 0).goto("other")
+    b.r2 = flow_value(settings, b.r0).original_port
+    new_port.store(b.r2)
+    check, port = (b.r9, Icmp.offsetof("checksum")), (b.r7, Tcp.offsetof("dest"))
+    rewrite_port(b, ctx, check, port, old_port, new_port, "rewrite_failed")
+    count(b, counters.errors_restored)
     b.ret(TcxAction.NEXT)
 
     b.label("rewrite_failed")

@@ -2,11 +2,12 @@
 """TC ingress: connections for an intercepted port go to Envoy's port.
 
 Registers throughout: r6 the context, r7 a header or the flow, r8 the end of the linear part and later the
-counters, r9 the offset of the TCP header.
+counters, r9 the offset of the TCP or ICMP header.
 """
 
 from __future__ import annotations
 
+from programs.icmp import find_quoted
 from programs.packet import (
     PACKET_HOST,
     Interface,
@@ -44,7 +45,7 @@ from pybpfasm.kernel.enums import (
     TcpState,
     TcxAction,
 )
-from pybpfasm.net import AF_INET6, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN, Tcp
+from pybpfasm.net import AF_INET6, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN, Icmp, Ipv4, Ipv6, Tcp
 from pybpfasm.program import sched_cls
 
 # A SYN that opens a connection has SYN alone of these.
@@ -63,14 +64,14 @@ def tc_ingress(b: Asm, ctx: SkBuff, settings: Settings, interface: Interface) ->
     b.r6 = ctx
     ctx = SkBuff(b.r6)
 
-    def on_tcp(family: int) -> None:
+    def on_tcp(ip: Ipv4 | Ipv6) -> None:
         hit = Label("hit")
         b.r2 = Tcp(b.r5).dest
         b.r2 = be16(b.r2)
         b.If(b.r2 == settings.envoy_port).goto(hit)
         match_ports(b, b.r2, settings.ports.ranges, hit, b.named("other"))
         b.label(hit)
-        fill_key(b, key, family, client_is_source=True)
+        fill_key(b, key, ip, Tcp(b.r5), client_is_source=True)
         b.r7 = b.r5
         b.goto("wanted")
 
@@ -113,8 +114,27 @@ def tc_ingress(b: Asm, ctx: SkBuff, settings: Settings, interface: Interface) ->
     new_flow(b, ctx, settings, interface, key, old_port)
 
     b.label("rewrite")
-    rewrite_port(b, ctx, Tcp.offsetof("dest"), old_port, new_port, "rewrite_failed")
+    check, port = (b.r9, Tcp.offsetof("check")), (b.r9, Tcp.offsetof("dest"))
+    rewrite_port(b, ctx, check, port, old_port, new_port, "rewrite_failed")
     count(b, counters.redirected)
+    b.ret(TcxAction.NEXT)
+
+    # What routers say of Envoy's answers, which left from the application's port: Envoy's socket must hear.
+    find_quoted(b, ctx, key, old_port, quoted="source", client_is_source=False)
+    b.r2 = ctx.pkt_type
+    b.If(b.r2 != PACKET_HOST).goto("other")
+    find_counters(b, settings, b.r8, "other")
+    b.r1 = maps(settings).flows
+    b.lea(b.r2, key)
+    b.call(Helper.map_lookup_elem)
+    b.If(b.r0 == 0).goto("other")
+    b.r2 = flow_value(settings, b.r0).original_port
+    b.r3 = old_port
+    b.If(b.r2 != b.r3).goto("other")
+    new_port.store(be16(settings.envoy_port))
+    check, port = (b.r9, Icmp.offsetof("checksum")), (b.r7, Tcp.offsetof("source"))
+    rewrite_port(b, ctx, check, port, old_port, new_port, "rewrite_failed")
+    count(b, counters.errors_redirected)
     b.ret(TcxAction.NEXT)
 
     b.label("direct")

@@ -28,6 +28,15 @@ IPPROTO_ICMPV6: Final = 58
 IPPROTO_DSTOPTS: Final = 60
 IPPROTO_MH: Final = 135
 
+# Types of ICMP errors (linux/icmp.h) and of the first and last of ICMPv6 (linux/icmpv6.h).
+ICMP_DEST_UNREACH: Final = 3
+ICMP_SOURCE_QUENCH: Final = 4
+ICMP_REDIRECT: Final = 5
+ICMP_TIME_EXCEEDED: Final = 11
+ICMP_PARAMETERPROB: Final = 12
+ICMPV6_DEST_UNREACH: Final = 1
+ICMPV6_PARAMPROB: Final = 4
+
 # The low 13 bits of Ipv4.frag_off: the fragment's offset in units of 8 bytes.
 IP_OFFSET: Final = 0x1FFF
 
@@ -102,6 +111,18 @@ class Ipv6Fragment(Struct, kernel_name="frag_hdr"):
     reserved = U8()
     frag_off = Be16()
     identification = Be32()
+
+
+class Icmp(Struct, kernel_name="icmphdr"):
+    """``struct icmphdr``, and ``icmp6hdr``, which is laid out like it: 8 bytes.
+
+    In an error the packet that it is about follows.
+    """
+
+    type = U8()
+    code = U8()
+    checksum = Be16()
+    un = Bytes(4)
 
 
 class Tcp(Struct, kernel_name="tcphdr"):

@@ -30,10 +30,13 @@ class Segment:
     flags: int
 
 
-def locate(frame: bytes, *, link_header: bool = True, ethertype: int = 0) -> Segment | str:
+def locate(
+    frame: bytes, *, link_header: bool = True, ethertype: int = 0, ports_only: bool = False
+) -> Segment | str:
     """Find the TCP header of *frame*; `OTHER` where it has none, `MALFORMED` where it can't be read.
 
-    Without a link header the type comes with the packet.
+    Without a link header the type comes with the packet. With *ports_only* the first 4 bytes of a header are
+    enough.
     """
     at = 0
     if link_header:
@@ -46,13 +49,13 @@ def locate(frame: bytes, *, link_header: bool = True, ethertype: int = 0) -> Seg
                 ethertype = int.from_bytes(frame[at + 2 : at + 4], "big")
                 at += 4
     if ethertype == 0x0800:
-        return _ipv4(frame, at)
+        return _ipv4(frame, at, 4 if ports_only else 20)
     if ethertype == 0x86DD:
-        return _ipv6(frame, at)
+        return _ipv6(frame, at, 4 if ports_only else 20)
     return OTHER
 
 
-def _ipv4(frame: bytes, at: int) -> Segment | str:
+def _ipv4(frame: bytes, at: int, need: int) -> Segment | str:
     header = frame[at : at + 20]
     if len(header) < 20:
         return MALFORMED
@@ -61,10 +64,10 @@ def _ipv4(frame: bytes, at: int) -> Segment | str:
     if header[9] != 6 or offset or length < 20:
         return OTHER
     mapped = bytes(10) + b"\xff\xff"
-    return _tcp(frame, at + length, 2, mapped + header[12:16], mapped + header[16:20])
+    return _tcp(frame, at + length, need, 2, mapped + header[12:16], mapped + header[16:20])
 
 
-def _ipv6(frame: bytes, at: int) -> Segment | str:
+def _ipv6(frame: bytes, at: int, need: int) -> Segment | str:
     header = frame[at : at + 40]
     if len(header) < 40:
         return MALFORMED
@@ -88,13 +91,13 @@ def _ipv6(frame: bytes, at: int) -> Segment | str:
         upper = following
     if upper != 6:
         return OTHER
-    return _tcp(frame, at, 10, header[8:24], header[24:40])
+    return _tcp(frame, at, need, 10, header[8:24], header[24:40])
 
 
-def _tcp(frame: bytes, at: int, family: int, source: bytes, destination: bytes) -> Segment | str:
-    header = frame[at : at + 20]
-    if len(header) < 20:
+def _tcp(frame: bytes, at: int, need: int, family: int, source: bytes, destination: bytes) -> Segment | str:
+    if len(frame) < at + need:
         return MALFORMED
+    header = frame[at : at + 20].ljust(20, b"\0")
     sport, dport, seq, _, _, flags = struct.unpack_from(">HHIIBB", header)
     return Segment(at, family, source, destination, sport, dport, seq, flags)
 

@@ -239,6 +239,77 @@ def flows(bench: Bench, settings: Settings = SETTINGS) -> None:
         run(TCP_SYN, sport=7700 + n)
 
 
+def icmp_error(quoted: bytes, kind: int, family: int = 4) -> bytes:
+    """An ICMP error from a router to the server, with a packet (less its link header) in it."""
+    message = bytes([kind, 0]) + bytes(6) + quoted
+    if family == 6:
+        header = b"\x60\0\0\0" + len(message).to_bytes(2, "big") + bytes([58, 64])
+        return bytes(12) + b"\x86\xdd" + header + CLIENT[6] + SERVER[6] + message
+    header = b"\x45\0" + (20 + len(message)).to_bytes(2, "big") + bytes(4) + b"\x40\x01" + bytes(2)
+    return bytes(12) + b"\x08\0" + header + CLIENT[4] + SERVER[4] + message
+
+
+def errors(coverage: Coverage, settings: Settings = SETTINGS) -> None:
+    """ICMP errors about a flow, in both directions."""
+    bench = Bench(coverage, settings)
+    quoted_at = {4: 14 + 20 + 8 + 20, 6: 14 + 40 + 8 + 40}
+    for family, kinds in ((4, (3, 4, 5, 11, 12)), (6, (1, 2, 3, 4))):
+        assert bench.send(bench.segment(TCP_SYN, family)) == -1
+        answer = bench.segment(TCP_ACK, family, back=True)[14:]
+        refused = bench.segment(TCP_SYN, family, dport=8080)[14:]
+        for kind in (0, *kinds, 8, 129):
+            for program, quoted, at, port in (
+                (bench.ingress, answer, 0, settings.envoy_port),
+                (bench.egress, refused, 2, 8000),
+            ):
+                error = icmp_error(quoted, kind, family)
+                result = program.run(Skb(error, ifindex=2))
+                assert result.action == -1
+                where = quoted_at[family] + at
+                found = int.from_bytes(result.packet[where : where + 2], "big")
+                assert (found == port) == (kind in kinds)
+        error = icmp_error(answer, kinds[0], family)
+        for length in (*range(34 if family == 4 else 54, quoted_at[family] + 6, 3), len(error)):
+            assert bench.send(error[:length]) == bench.send(error[:length], bench.egress) == -1
+        assert bench.send(error, pkt_type=3) == -1
+        for other in (
+            bench.segment(TCP_ACK, family, back=True, sport=1),  # no flow
+            bench.segment(TCP_ACK, family, back=True, dport=8001),  # another port than the flow's
+            bench.segment(TCP_ACK, family, dport=8001),
+            bench.segment(TCP_ACK, family, sport=1, dport=8080),
+        ):
+            for program in (bench.ingress, bench.egress):
+                assert bench.send(icmp_error(other[14:], kinds[0], family), program) == -1
+    later = answer_of(bench)
+    for quoted in (
+        later[:9] + b"\x11" + later[10:],  # UDP
+        later[:6] + b"\0\x05" + later[8:],  # a later fragment
+        b"\x44" + later[1:],
+        b"\x46" + later[1:20] + bytes(4) + later[20:],
+    ):
+        for program in (bench.ingress, bench.egress):
+            assert bench.send(icmp_error(quoted, 3), program) == -1
+    v6 = bench.segment(TCP_ACK, 6, back=True)
+    for number, header in ((0, b"\x06\0" + bytes(6)), (59, b""), (0, b"\0\0" + bytes(6))):
+        quoted = extension(v6, number, *[header] * (1 if number == 59 or header[0] == 6 else 9))[14:]
+        for program in (bench.ingress, bench.egress):
+            assert bench.send(icmp_error(quoted, 2, 6), program) == -1
+    for helper in (Helper.l4_csum_replace, Helper.skb_store_bytes):
+        bench = Bench(coverage, settings)
+        bench.send(bench.segment(TCP_SYN))
+        bench.failing(helper, -14, lambda run, arguments: True)
+        assert bench.send(icmp_error(answer_of(bench), 3)) == 2
+        assert bench.send(icmp_error(bench.segment(TCP_SYN, dport=8080)[14:], 3), bench.egress) == 2
+    bench.failing(Helper.map_lookup_elem, 0, no_counters)
+    assert bench.send(icmp_error(answer_of(bench), 3)) == -1
+    assert bench.send(icmp_error(bench.segment(TCP_SYN, dport=8080)[14:], 3), bench.egress) == -1
+
+
+def answer_of(bench: Bench) -> bytes:
+    """The packet of an answer as a router sees it, without a link header."""
+    return bench.segment(TCP_ACK, back=True)[14:]
+
+
 def failing_helpers(coverage: Coverage, settings: Settings = SETTINGS) -> None:
     """Helpers that refuse."""
     for helper in (Helper.l4_csum_replace, Helper.skb_store_bytes):
@@ -421,6 +492,7 @@ def everything() -> Coverage:
     flows(Bench(coverage))
     questions(Bench(coverage))
     connections(Bench(coverage))
+    errors(coverage)
     failing_helpers(coverage)
     failing_enrolment(coverage)
     other = dataclasses.replace(
