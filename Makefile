@@ -12,12 +12,13 @@ export PYTHON VENV
 PY := $(VENV)/bin/python
 ROOT := $(filter 0,$(shell id -u))
 
-.PHONY: help demo test test-kernels lint bench docs wheel clean
+.PHONY: help demo test test-unprivileged test-kernels lint bench docs wheel clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo 'make demo    client, gateway, server, application and Envoy in network namespaces (root)'
 	@echo 'make test    lint, types and all tests; as an ordinary user those that need no kernel'
+	@echo 'make test-unprivileged  the unit tests as nobody, without bpf file system and network namespaces'
 	@echo 'make test-kernels  the proxy on older kernels, in virtual machines; KERNELS="6.1 6.12" (root)'
 	@echo 'make lint    ruff and mypy only'
 	@echo 'make bench   the benchmarks (root)'
@@ -37,6 +38,10 @@ ifeq ($(ROOT),)
 	@echo '· not root: the tests of the kernel and of the whole proxy are left out' >&2
 endif
 	@$(PY) -m pytest --benchmark-disable $(ARGS)
+
+test-unprivileged:
+	@scripts/setup envoy,dev
+	@$(PY) scripts/test-unprivileged $(ARGS)
 
 test-kernels:
 	@scripts/test-kernels $(KERNELS) $(ARGS)

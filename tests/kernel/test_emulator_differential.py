@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import pytest
@@ -58,6 +59,7 @@ from pybpfasm.emulator.host import Segment
 from pybpfasm.errors import PybpfasmError
 from pybpfasm.instruction import Instruction, encode
 from pybpfasm.kernel.context import BpfSock, BpfTcpSock, SkBuff
+from pybpfasm.kernel.defines import BPF_F_TEST_STATE_FREQ
 from pybpfasm.kernel.enums import (
     BPF_F_NO_PREALLOC,
     BPF_RINGBUF_BUSY_BIT,
@@ -281,6 +283,42 @@ def in_kernel(program: RandomProgram, cpus: int) -> Outcome:
             os.close(fd)
 
 
+@lru_cache(maxsize=1)
+def prunes_after_fetches() -> bool:
+    """Whether this kernel lacks "bpf: Fix incorrect pruning due to atomic fetch precision tracking".
+
+    Its verifier does not see that what an atomic operation fetches comes from the stack, may take two states
+    for one that differ there, and makes a jump unconditional that is not. The verifier's log of the example in
+    that commit (179ee84a8911) tells.
+    """
+    code = assemble(
+        """
+        r1 = 8
+        *(u64 *)(r10 -8) = r1
+        r2 = 0
+        r2 = atomic64_fetch_add((u64 *)(r10 -8), r2)
+        r3 = r10
+        r3 += r2
+        r0 = 0
+        exit
+        """
+    )
+    loaded = prog_load(ProgType.SCHED_CLS, encode(code), license="GPL", log_level=2, log_size=1 << 16)
+    if loaded.fd < 0:
+        return False
+    os.close(loaded.fd)
+    lines = [line for line in loaded.log.splitlines() if "before 2:" in line]
+    return any("regs=r2" in line for line in lines)
+
+
+def fetches(program: RandomProgram) -> bool:
+    """Whether an atomic operation in *program* fetches what may be on the stack."""
+    return any(
+        insn.opcode & 0xE7 == isa.STX | isa.ATOMIC and insn.imm & 1 and insn.dst in (10, 7, 1)
+        for insn in program.spec.instructions
+    )
+
+
 def differences(seed: int, cpus: int) -> tuple[RandomProgram, list[str]]:
     """What differs for the program of a seed; raises `Refused`."""
     program = generate(seed)
@@ -316,6 +354,11 @@ def one_cpu() -> Iterator[None]:
     _maps_of_maps.clear()
 
 
+def excused(program: RandomProgram) -> bool:
+    """Whether a difference may be a mistake of this kernel's that is known."""
+    return fetches(program) and prunes_after_fetches()
+
+
 _rows: Counter[str] = Counter()
 _refused: dict[int, str] = {}
 
@@ -333,7 +376,9 @@ def test_random_programs(chunk: int) -> None:
             _refused[seed] = str(refused)
             continue
         _rows.update(program.forms)
-        if found:
+        if found and excused(program):
+            print(f"seed {seed} differs, and this kernel prunes too much after atomic fetches")
+        elif found:
             wrong.append(f"seed {seed}: " + "\n  ".join(found))
     assert not wrong, "\n".join(wrong[:5])
 
@@ -395,6 +440,37 @@ def test_found_before(text: str) -> None:
     kernel = in_kernel(program, 1)
     for engine in ("interpret", "translate"):
         assert in_emulator(program, engine, 1) == kernel
+
+
+def test_a_jump_after_an_atomic_fetch() -> None:
+    """Found by seed 20013381: the kernel took a jump that depends on what was fetched from the stack."""
+    code = assemble(
+        """
+        *(u64 *)(r10 -8) = 8
+        r2 = *(u32 *)(r1 +8)
+        if r2 != 0 goto pc+1
+        goto pc+1
+        *(u64 *)(r10 -8) = 9
+        r3 = 0
+        r3 = atomic64_fetch_add((u64 *)(r10 -8), r3)
+        r0 = 6
+        if r3 == 8 goto pc+1
+        r0 = 5
+        exit
+        """
+    )
+    spec = bare(code, "found")
+    spec.type = ProgType.SCHED_CLS
+    for engine in ("interpret", "translate"):
+        emulated = Emulator(engine=engine).load(spec)
+        assert [emulated.run(Skb(bytes(64), mark=mark)).value for mark in (0, 1)] == [6, 5]
+    loaded = prog_load(spec.type, spec.code(), license="GPL", flags=BPF_F_TEST_STATE_FREQ)
+    assert loaded.fd >= 0
+    try:
+        found = [prog_test_run(loaded.fd, data=bytes(64), ctx=SkBuff.pack(mark=mark))[0] for mark in (0, 1)]
+    finally:
+        os.close(loaded.fd)
+    assert found == [6, 6 if prunes_after_fetches() else 5]
 
 
 def test_an_array_of_each_cpu_takes_the_flags_that_programs_give() -> None:
@@ -717,6 +793,7 @@ class Progress:
     done: int = 0
     refused: int = 0
     wrong: int = 0
+    excused: int = 0  # of those: may be a mistake of the kernel's
     seconds: float = 0
     rows: Counter[str] = field(default_factory=Counter)
 
@@ -730,6 +807,10 @@ class Progress:
         if found.seed != seed:
             raise SystemExit(f"{path} is of a run from seed {found.seed}, not {seed}: name another file")
         return found
+
+    @property
+    def ending(self) -> str:
+        return f"{self.refused} refused, {self.wrong} differ ({self.excused} excused)"
 
     def write(self, path: str) -> None:
         if path:
@@ -764,6 +845,9 @@ def main(arguments: list[str]) -> int:
             progress.rows.update(program.forms)
             if found:
                 progress.wrong += 1
+                if excused(program):
+                    progress.excused += 1
+                    print("this kernel prunes too much after atomic fetches, and so here, perhaps:")
                 print(f"seed {seed}: " + "\n  ".join(found), flush=True)
         progress.done += 1
         if progress.done % 2_000 == 0 or progress.done == options.programs:
@@ -772,8 +856,8 @@ def main(arguments: list[str]) -> int:
             started = now
             progress.write(options.state)
             print(
-                f"{progress.done} programs from seed {options.seed}: {progress.refused} refused, "
-                f"{progress.wrong} differ, {progress.seconds:.0f} s of the processor",
+                f"{progress.done} programs from seed {options.seed}: {progress.ending}, "
+                f"{progress.seconds:.0f} s of the processor",
                 file=sys.stderr,
                 flush=True,
             )
@@ -781,9 +865,8 @@ def main(arguments: list[str]) -> int:
         print(f"{name:<18} {progress.rows[name]:>10}")
     missing = [name for name in all_rows() if not progress.rows[name]]
     print(f"instructions that no program had: {', '.join(missing) or 'none'}")
-    ending = f"{progress.refused} refused, {progress.wrong} differ"
-    print(f"{progress.done} programs from seed {options.seed}: {ending}")
-    return 1 if progress.wrong else 0
+    print(f"{progress.done} programs from seed {options.seed}: {progress.ending}")
+    return 1 if progress.wrong > progress.excused else 0
 
 
 if __name__ == "__main__":
