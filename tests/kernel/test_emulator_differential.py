@@ -288,8 +288,8 @@ def prunes_after_fetches() -> bool:
     """Whether this kernel lacks "bpf: Fix incorrect pruning due to atomic fetch precision tracking".
 
     Its verifier does not see that what an atomic operation fetches comes from the stack, may take two states
-    for one that differ there, and makes a jump unconditional that is not. The verifier's log of the example in
-    that commit (179ee84a8911) tells.
+    for one that differ there, and makes a jump unconditional that is not. What its log says of that commit's
+    example (179ee84a8911) tells.
     """
     code = assemble(
         """
