@@ -238,6 +238,15 @@ def _parser() -> tuple[Parser, dict[str, argparse.ArgumentParser]]:
 
     doctor = command("doctor", "what this host and kernel offer, what is missing, and what to do about it")
     doctor.add_argument("--json", action="store_true", help="print facts as JSON")
+    doctor.add_argument(
+        "--all",
+        action="store_true",
+        help="also what the proxy does not need: instruction set, BTF, types of programs, maps, hooks and "
+        "links, helpers by program type",
+    )
+    doctor.add_argument(
+        "--fresh", action="store_true", help="ask the kernel again, whatever it said earlier in this boot"
+    )
 
     demo = command("demo", "client, gateway, server, application and Envoy in network namespaces")
     if "demo" in sys.argv:
@@ -512,7 +521,7 @@ def _run_envoy(arguments: argparse.Namespace) -> int:
 def _doctor(arguments: argparse.Namespace) -> int:
     from loader import doctor
 
-    return doctor.run(json=arguments.json)
+    return doctor.run(json=arguments.json, everything=arguments.all, fresh=arguments.fresh)
 
 
 def _demo(arguments: argparse.Namespace) -> int:

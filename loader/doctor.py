@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from enum import Enum
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from loader.capabilities import missing_capabilities
 from loader.errors import LoaderError
-from loader.features import Feature, Support, probe_all
+from loader.features import Feature, Support, forget, probe_all
 from loader.plan import NEEDED
 
 __all__ = ["Finding", "Verdict", "examine", "run"]
@@ -206,25 +206,77 @@ def _features() -> Iterator[Finding]:
             )
 
 
-def run(*, json: bool = False, out: Callable[[str], None] = print) -> int:
-    """Print all findings. Returns 0 if the proxy can run here, else 1."""
-    findings = []
-    signs = {Verdict.GOOD: "✓", Verdict.NOTE: "!", Verdict.BAD: "✗"}
-    width = max(len(feature.value) for feature in Feature)
-    for finding in examine():
-        findings.append(finding)
-        if not json:
-            out(f"{signs[finding.verdict]} {finding.what:<{width}}  {finding.found}")
-            if finding.advice:
-                out(f"  {'':<{width}}  → {finding.advice}")
-    bad = [finding for finding in findings if finding.verdict is Verdict.BAD]
+def run(
+    *, json: bool = False, everything: bool = False, fresh: bool = False, out: Callable[[str], None] = print
+) -> int:
+    """Print all findings. Returns 0 if the proxy can run here, else 1.
+
+    With ``everything`` also what the kernel offers beyond what the proxy needs; with ``fresh`` the kernel is
+    asked anew.
+    """
+    if fresh:
+        forget(file=True)
     if json:
+        findings = list(examine())
+        rows = [asdict(finding) | {"verdict": finding.verdict.value} for finding in findings]
+        document: dict[str, Any] = {"ready": not _bad(findings), "findings": rows}
+        if everything:
+            from loader.features.survey import groups
+
+            document["kernel"] = {group.title: group.as_dict() for group in groups()}
         from json import dumps
 
-        rows = [asdict(finding) | {"verdict": finding.verdict.value} for finding in findings]
-        out(dumps({"ready": not bad, "findings": rows}, indent=2))
-    elif bad:
-        out(f"\nThe proxy cannot run here yet: {', '.join(finding.what for finding in bad)}.")
+        out(dumps(document, indent=2))
     else:
-        out("\nThe proxy can run here.")
-    return 1 if bad else 0
+        findings = _print(everything, out)
+    return 1 if _bad(findings) else 0
+
+
+def _bad(findings: Iterable[Finding]) -> list[str]:
+    return [finding.what for finding in findings if finding.verdict is Verdict.BAD]
+
+
+# --- for people ---------------------------------------------------------------------------------------------
+
+_SIGNS: Final = {Verdict.GOOD: "✓", Verdict.NOTE: "!", Verdict.BAD: "✗"}
+
+
+def _print(everything: bool, out: Callable[[str], None]) -> list[Finding]:
+    """Print as findings come; lines are broken for a terminal, and left whole for what else may read them."""
+    findings = []
+    for finding in examine():
+        findings.append(finding)
+        found = "" if finding.found == "there" else f": {finding.found}"
+        _paragraph(out, f"{_SIGNS[finding.verdict]} ", f"{finding.what}{found}")
+        if finding.advice:
+            _paragraph(out, "    → ", finding.advice)
+    if everything:
+        from loader.features.survey import groups
+
+        for group in groups():
+            out(f"\n{group.title}: {group.summary}")
+            for line in group.there if group.lines else [", ".join(group.there)]:
+                _paragraph(out, f"{_SIGNS[Verdict.GOOD]} ", line)
+            for words, reason in group.lacking:
+                _paragraph(out, f"{_SIGNS[Verdict.NOTE]} ", f"{words}: {reason}")
+    bad = _bad(findings)
+    verdict = f"The proxy cannot run here yet: {', '.join(bad)}." if bad else "The proxy can run here."
+    out("")
+    _paragraph(out, "", verdict)
+    return findings
+
+
+def _paragraph(out: Callable[[str], None], begin: str, text: str) -> None:
+    import shutil
+    import sys
+    import textwrap
+
+    if sys.stdout is None or not sys.stdout.isatty():
+        out(begin + text)
+        return
+    width = min(shutil.get_terminal_size().columns, 100)
+    indent = " " * len(begin)
+    for line in textwrap.wrap(
+        text, width, initial_indent=begin, subsequent_indent=indent, break_on_hyphens=False
+    ):
+        out(line)

@@ -10,40 +10,30 @@ from __future__ import annotations
 
 import array
 import fcntl
-import os
 import socket
 import struct
 import termios
 from contextlib import ExitStack
 from typing import Final
 
-from loader.errors import LoaderError
 from loader.features.answer import Answer, Support, judge, yes
 from loader.features.attempt import EXIT, Raw, alu, call, copy, map_fd
+from loader.features.place import in_own_network
 from loader.objects import Map, Program, attach_to_sockmap
-from loader.process import CLONE_NEWNET, ForkedCallError, Place, unshare
-from loader.process import call as call_in_child
 from pybpfasm import isa
 from pybpfasm.instruction import Instruction
 from pybpfasm.kernel.enums import BPF_F_INGRESS, AttachType, Helper, MapType, ProgType
 from pybpfasm.maps import MapSpec
 
-__all__ = ["fionread", "loopback_up"]
+__all__ = ["fionread"]
 
-_CLONE_NEWUSER: Final = 0x10000000  # linux/sched.h
-_SIOCSIFFLAGS: Final = 0x8914  # linux/sockios.h
-_IFF_UP: Final = 1  # linux/if.h
 _SENDER, _RECEIVER = 0, 1  # keys
 _PIECES: Final = (b"first ", b"second")
 _PATIENCE: Final = 10.0  # seconds; nothing here waits where the kernel is right
 
 
 def fionread() -> Answer:
-    """Redirect bytes between two sockets on ``lo`` of a network namespace of its own, and ask how many wait.
-
-    The namespace belongs to a child process and ends with it. Where the process may not make one, a user
-    namespace may give the child the right.
-    """
+    """Redirect bytes between two sockets in a network namespace of their own, and ask how many wait."""
     answers: list[Answer] = []
 
     def attempt() -> None:
@@ -55,10 +45,7 @@ def fionread() -> Answer:
             link = attach_to_sockmap(verdict, sockets, AttachType.SK_MSG_VERDICT)
             if link is not None:
                 stack.enter_context(link)
-            try:
-                answers.append(call_in_child(lambda: _redirect(sockets), Place()))
-            except (ForkedCallError, OSError) as error:
-                raise LoaderError(f"the attempt failed: {str(error).strip().splitlines()[-1]}") from None
+            answers.append(in_own_network(lambda: _redirect(sockets)))
 
     tried = judge(attempt)
     return answers[0] if answers else tried
@@ -78,20 +65,6 @@ def _to_the_receiver(sockets: int) -> list[Instruction]:
     ]
 
 
-def loopback_up() -> None:
-    """Set ``lo`` of this thread's network namespace up. Raises OSError."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as control:
-        fcntl.ioctl(control.fileno(), _SIOCSIFFLAGS, struct.pack("16sh22x", b"lo", _IFF_UP))
-
-
-def _own_network() -> None:
-    try:
-        unshare(CLONE_NEWNET)
-    except PermissionError:
-        unshare(_CLONE_NEWUSER | CLONE_NEWNET)
-    loopback_up()
-
-
 def _waiting(sock: socket.socket) -> int:
     number = array.array("i", [-1])
     fcntl.ioctl(sock.fileno(), termios.FIONREAD, number)
@@ -99,12 +72,7 @@ def _waiting(sock: socket.socket) -> int:
 
 
 def _redirect(sockets: Map) -> Answer:
-    """In the child: make the connection, send, and look."""
-    try:
-        _own_network()
-    except OSError as error:
-        reason = f"a network namespace cannot be made: {os.strerror(error.errno or 0)}"
-        return Support.INCONCLUSIVE, reason, error.errno or 0
+    """Make the connection, send, and look."""
     with ExitStack() as stack:
         listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
         listener.settimeout(_PATIENCE)

@@ -3,23 +3,20 @@
 
 from __future__ import annotations
 
-import ctypes
 import errno
-import os
 import sys
-import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from loader import sys as bpf_sys
-from loader.errors import CapabilityError, KernelFeatureError
+from loader.errors import KernelFeatureError
 from loader.features.answer import Answer, Asked, Support, judge
-from loader.features.attempt import EXIT, NOWHERE, Raw, alu, ask_verifier, call, copy, harmless, map_fd
-from loader.objects import Link, Map, Program
-from loader.sys import libc
+from loader.features.attempt import EXIT, NOWHERE, Raw, alu, call, copy, harmless, map_fd
+from loader.features.kinds import cgroup_link, helper, link_type, map_type, program_type
+from loader.objects import Map, Program
 from pybpfasm import isa
 from pybpfasm.instruction import Instruction
-from pybpfasm.kernel.enums import BPF_F_NO_PREALLOC, AttachType, Helper, MapType, ProgType
+from pybpfasm.kernel.enums import AttachType, Helper, LinkType, MapType, ProgType
 from pybpfasm.layout import U32, U64, Nested, Struct
 from pybpfasm.maps import MapSpec
 
@@ -27,9 +24,7 @@ if TYPE_CHECKING:
     from pybpfasm.asm import Asm
     from pybpfasm.kernel.context import SkBuff
 
-__all__ = ["PROBES", "Feature", "helper"]
-
-_CLONE_NEWNET = 0x40000000  # linux/sched.h
+__all__ = ["PROBES", "Feature"]
 
 
 class Feature(Asked):
@@ -58,66 +53,11 @@ class Feature(Asked):
     FIONREAD = "FIONREAD of redirected bytes (7.0)"
 
 
-_NO_SUCH_HELPER = ("invalid func ", "unknown func ", "program of this type cannot use helper ")
-
-
-def helper(type: int, helper: int, attach_type: int | None = None) -> Answer:
-    """Ask the verifier whether a program type may call a helper: it says so before it looks at arguments."""
-    return ask_verifier(Raw(type, [call(helper), EXIT], attach_type), _NO_SUCH_HELPER)
-
-
 # --- the probes ---------------------------------------------------------------------------------------------
-
-
-def _link_on(type: int, attach_type: int, expected: int | None, target: int, present: int) -> Answer:
-    """Create a link on a target that cannot be: whether the kernel minds the target or the link tells."""
-
-    def attempt() -> None:
-        with harmless(type, expected) as program:
-            os.close(bpf_sys.link_create(program.fd, target, attach_type))
-
-    return judge(attempt, present=frozenset({present}))
-
-
-def _tcx() -> Answer:
-    return _link_on(ProgType.SCHED_CLS, AttachType.TCX_INGRESS, None, NOWHERE, errno.ENODEV)
-
-
-def _getsockopt_link() -> Answer:
-    kind = AttachType.CGROUP_GETSOCKOPT
-    return _link_on(ProgType.CGROUP_SOCKOPT, kind, kind, NOWHERE, errno.EBADF)
-
-
-def _sock_ops_link() -> Answer:
-    return _link_on(ProgType.SOCK_OPS, AttachType.CGROUP_SOCK_OPS, None, NOWHERE, errno.EBADF)
 
 
 def _link_update() -> Answer:
     return judge(lambda: bpf_sys.link_update(NOWHERE, NOWHERE), present=frozenset({errno.EBADF}))
-
-
-def _sk_msg() -> Answer:
-    return judge(lambda: harmless(ProgType.SK_MSG).close())
-
-
-def _sk_lookup() -> Answer:
-    return judge(lambda: harmless(ProgType.SK_LOOKUP, AttachType.SK_LOOKUP).close())
-
-
-_SOCKHASH = MapSpec("probe", MapType.SOCKHASH, 8, 8, 1)
-
-
-def _sockhash() -> Answer:
-    return judge(lambda: Map.create(_SOCKHASH).close())
-
-
-def _sockmap_link() -> Answer:
-    def attempt() -> None:
-        # A sockhash that nobody else knows: nothing passes through it.
-        with Map.create(_SOCKHASH) as sockhash, harmless(ProgType.SK_MSG) as program:
-            Link.sockmap(program, sockhash, AttachType.SK_MSG_VERDICT).close()
-
-    return judge(attempt)
 
 
 def _map_batch() -> Answer:
@@ -128,18 +68,9 @@ def _map_batch() -> Answer:
     return judge(attempt)
 
 
-def _ringbuf() -> Answer:
-    return judge(lambda: Map.create(MapSpec("probe", MapType.RINGBUF, None, None, 1 << 16)).close())
-
-
 def _sk_storage() -> Answer:
     """Socket storage is a map and a helper; both have to be there."""
-
-    def attempt() -> None:
-        spec = MapSpec("probe", MapType.SK_STORAGE, U32(), U32(), 0, BPF_F_NO_PREALLOC)
-        Map.create(spec).close()
-
-    answer = judge(attempt)
+    answer = map_type(MapType.SK_STORAGE)
     return answer if answer[0] is not Support.SUPPORTED else helper(ProgType.SK_MSG, Helper.sk_storage_get)
 
 
@@ -192,24 +123,23 @@ def _btf_info() -> Answer:
 
 
 def _clsact() -> Answer:
-    """Make the qdisc on ``lo`` of a network namespace of its own, in a thread that ends with the attempt."""
+    """Make the qdisc on ``lo`` of a network namespace of its own."""
+    from loader.features.place import in_own_network
+
     answers: list[Answer] = []
 
     def attempt() -> None:
-        from loader import tc_clsact
-
-        if libc().unshare(_CLONE_NEWNET) != 0:
-            raise CapabilityError(
-                f"a network namespace cannot be made: {os.strerror(ctypes.get_errno())}",
-                missing=("CAP_SYS_ADMIN",),
-            )
         with harmless(ProgType.SCHED_CLS) as program:
-            tc_clsact.attach(program, 1, AttachType.TCX_INGRESS, name="probe")
 
-    thread = threading.Thread(target=lambda: answers.append(judge(attempt)))
-    thread.start()
-    thread.join()
-    return answers[0] if answers else (Support.INCONCLUSIVE, "the attempt ended with an exception", 0)
+            def attach() -> None:
+                from loader import tc_clsact
+
+                tc_clsact.attach(program, 1, AttachType.TCX_INGRESS, name="probe")
+
+            answers.append(in_own_network(lambda: judge(attach)))
+
+    tried = judge(attempt)
+    return answers[0] if answers else tried
 
 
 def _fionread() -> Answer:
@@ -219,14 +149,14 @@ def _fionread() -> Answer:
 
 
 PROBES: dict[Feature, Callable[[], Answer]] = {
-    Feature.TCX: _tcx,
+    Feature.TCX: lambda: link_type(LinkType.TCX),
     Feature.CLSACT: _clsact,
     Feature.LINK_UPDATE: _link_update,
-    Feature.CGROUP_GETSOCKOPT_LINK: _getsockopt_link,
-    Feature.CGROUP_SOCK_OPS_LINK: _sock_ops_link,
-    Feature.SK_MSG: _sk_msg,
-    Feature.SOCKHASH: _sockhash,
-    Feature.SOCKMAP_LINK: _sockmap_link,
+    Feature.CGROUP_GETSOCKOPT_LINK: lambda: cgroup_link(AttachType.CGROUP_GETSOCKOPT),
+    Feature.CGROUP_SOCK_OPS_LINK: lambda: cgroup_link(AttachType.CGROUP_SOCK_OPS),
+    Feature.SK_MSG: lambda: program_type(ProgType.SK_MSG),
+    Feature.SOCKHASH: lambda: map_type(MapType.SOCKHASH),
+    Feature.SOCKMAP_LINK: lambda: link_type(LinkType.SOCKMAP),
     Feature.NETNS_COOKIE_SK_MSG: lambda: helper(ProgType.SK_MSG, Helper.get_netns_cookie),
     Feature.NETNS_COOKIE_SOCK_OPS: lambda: helper(ProgType.SOCK_OPS, Helper.get_netns_cookie),
     Feature.NETNS_COOKIE_SOCKOPT: lambda: helper(
@@ -238,8 +168,8 @@ PROBES: dict[Feature, Callable[[], Answer]] = {
     Feature.TIMER: _timer,
     Feature.BTF_INFO: _btf_info,
     Feature.COARSE_CLOCK: lambda: helper(ProgType.SCHED_CLS, Helper.ktime_get_coarse_ns),
-    Feature.RINGBUF: _ringbuf,
+    Feature.RINGBUF: lambda: map_type(MapType.RINGBUF),
     Feature.MAP_BATCH: _map_batch,
-    Feature.SK_LOOKUP: _sk_lookup,
+    Feature.SK_LOOKUP: lambda: program_type(ProgType.SK_LOOKUP),
     Feature.FIONREAD: _fionread,
 }
