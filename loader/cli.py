@@ -161,6 +161,12 @@ def _add_proxy(parser: argparse.ArgumentParser) -> None:
         "--cgroup", metavar="DIR", help="cgroup2 directory of Envoy and the application (default: the root)"
     )
     parser.add_argument("--flow-capacity", metavar="N", help="how many connections at once (default: 65536)")
+    parser.add_argument(
+        "--queue-limit",
+        metavar="BYTES",
+        help="how much may wait for who reads an accelerated connection before it goes through the stack for "
+        "good (default: 6291456)",
+    )
     _add_instance(parser)
 
 
@@ -269,13 +275,15 @@ def _request(arguments: argparse.Namespace) -> Request:
 
     help_text = f"`{PROG} {arguments.command} --help` shows what can be said"
     more: dict[str, Any] = {}
-    if arguments.flow_capacity is not None:
-        more["flow_capacity"] = number("--flow-capacity", arguments.flow_capacity, 65536)
-        if more["flow_capacity"] >= 1 << 32:
-            raise UsageError(
-                f"--flow-capacity {arguments.flow_capacity} is more than a map can hold",
-                hint="write --flow-capacity 65536, say",
-            )
+    for name, most, why, example in (
+        ("flow_capacity", (1 << 32) - 1, "a map can hold", 65536),
+        ("queue_limit", (1 << 31) - 1, "a receive queue can hold", 6 << 20),
+    ):
+        text, option = getattr(arguments, name), f"--{name.replace('_', '-')}"
+        if text is not None:
+            more[name] = number(option, text, example)
+            if more[name] > most:
+                raise UsageError(f"{option} {text} is more than {why}", hint=f"write {option} {example}, say")
     envoy_port = number("--envoy-port", arguments.envoy_port, 8080)
     option = "--ports: "
     try:
@@ -318,6 +326,7 @@ def _plan_document(plan: Plan) -> dict[str, Any]:
             "netns": plan.request.netns or "",
             "cgroup": str(plan.cgroup.path),
             "flow_capacity": settings.flow_capacity,
+            "queue_limit": settings.queue_limit if settings.queue_length_at else None,
         },
         "hooks": [
             {

@@ -75,6 +75,10 @@ _WITHOUT: Final[dict[Feature, tuple[Verdict, str]]] = {
         "connections are not accelerated, unless you say --accelerate always: an application that asks "
         "with FIONREAD before it reads would wait for ever",
     ),
+    Feature.QUEUE_LENGTH: (
+        Verdict.NOTE,
+        "nothing limits what waits for an application that does not read its accelerated connections",
+    ),
     Feature.MAP_BATCH: (Verdict.NOTE, "`status` counts entries more slowly"),
 }
 

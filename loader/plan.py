@@ -23,6 +23,7 @@ from loader.cgroup import Cgroup
 from loader.errors import CapabilityError, KernelFeatureError, LoaderError, UsageError
 from loader.netns import Interface, NetNs, interface, listeners
 from programs.settings import Settings
+from pybpfasm.errors import PybpfasmError
 
 if TYPE_CHECKING:
     from pybpfasm.maps import MapSpec
@@ -224,6 +225,8 @@ def _probe(request: Request, mode: modes.Mode, warnings: list[str]) -> tuple[Set
             "this kernel has no timers in maps (5.15): entries of connections that just stop stay in "
             "the flow map until `down`"
         )
+    if settings.accelerate:
+        settings = replace(settings, queue_length_at=_queue_length_at(warnings))
     if settings.accelerate and not cookie:
         warnings.append(
             "this kernel has no netns cookie (5.15): acceleration can take connections of two network "
@@ -232,6 +235,27 @@ def _probe(request: Request, mode: modes.Mode, warnings: list[str]) -> tuple[Set
         )
     settings = replace(settings, timers=timers, coarse_clock=has(Feature.COARSE_CLOCK), netns_cookie=cookie)
     return settings, has(Feature.TCX) and not request.clsact
+
+
+def _queue_length_at(warnings: list[str]) -> int:
+    """Return where ``struct sock`` has the length of its receive queue, 0 where that says nothing."""
+    from loader.features import Feature, probe
+
+    found = probe(Feature.QUEUE_LENGTH)
+    reason = found.reason
+    if found.supported and probe(Feature.PROBE_READ_SK_MSG).supported:
+        from loader.elf import kernel_types
+
+        try:
+            # sk_rmem_alloc is another name for it (include/net/sock.h).
+            return kernel_types().offset_of("sock", "sk_backlog", "rmem_alloc")
+        except (LoaderError, PybpfasmError) as error:
+            reason = str(error)
+    warnings.append(
+        "nothing limits how much waits in the kernel for an application that does not read its accelerated "
+        f"connections ({reason}); --no-accelerate does without"
+    )
+    return 0
 
 
 def _may_accelerate(request: Request, mode: modes.Mode, warnings: list[str]) -> bool:

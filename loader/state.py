@@ -16,7 +16,7 @@ from pybpfasm.maps import MapSpec
 if TYPE_CHECKING:
     from pybpfasm.btf import BtfBuilder
 
-FORMAT: Final = 1  # of the settings map
+FORMAT: Final = 2  # of the settings map
 
 
 class Text(Bytes):
@@ -55,6 +55,8 @@ class SettingsValue(Struct, kernel_name="proxy_settings"):
     handshake_seconds = U32()
     linger_seconds = U32()
     idle_seconds = U32()
+    queue_limit = U32()
+    queue_length_at = U32()
     netns_inode = U64()
     netns_cookie = U64()
     cgroup_id = U64()
@@ -110,6 +112,8 @@ def settings_value(plan: Plan) -> dict[str, Any]:
         "handshake_seconds": settings.handshake_seconds,
         "linger_seconds": settings.linger_seconds,
         "idle_seconds": settings.idle_seconds,
+        "queue_limit": settings.queue_limit,
+        "queue_length_at": settings.queue_length_at,
         "netns_inode": plan.netns.ino,
         "netns_cookie": plan.netns_cookie,
         "cgroup_id": plan.cgroup.id,
@@ -131,6 +135,8 @@ def settings_of(value: Record, ranges: tuple[tuple[int, int], ...]) -> Settings:
         handshake_seconds=value.handshake_seconds,
         linger_seconds=value.linger_seconds,
         idle_seconds=value.idle_seconds,
+        queue_limit=value.queue_limit,
+        queue_length_at=value.queue_length_at,
         timers=bool(value.timers),
         coarse_clock=bool(value.coarse_clock),
         netns_cookie=bool(value.with_netns_cookie),

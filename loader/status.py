@@ -67,6 +67,7 @@ def _settings(instance: Instance) -> dict[str, Any]:
         "handshake_seconds": settings.handshake_seconds,
         "linger_seconds": settings.linger_seconds,
         "idle_seconds": settings.idle_seconds,
+        "queue_limit": settings.queue_limit if settings.queue_length_at else None,
         "timers": settings.timers,
         "coarse_clock": settings.coarse_clock,
         "netns_cookie": settings.netns_cookie,

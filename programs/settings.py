@@ -11,6 +11,7 @@ MAX_PORT: Final = 65535
 
 DEFAULT_ENVOY_PORT: Final = 8080
 DEFAULT_MARK: Final = 4242
+DEFAULT_QUEUE_LIMIT: Final = 6 << 20  # what TCP lets a receive queue grow to by default: net.ipv4.tcp_rmem
 
 
 class SettingsError(ValueError):
@@ -127,6 +128,9 @@ class Settings:
     ``netns`` is the cookie of the network namespace whose interfaces the instance is attached to (0: not
     known); programs that hang on a cgroup leave sockets of other namespaces alone. ``new_flows`` is false
     while the instance drains: connections that begin then go to the application, known ones on to Envoy.
+    ``queue_limit`` is how many bytes may wait in the receive queue of an accelerated socket before what comes
+    next goes through the stack, and ``queue_length_at`` where ``struct sock`` has that number (0: not known,
+    so there is no limit).
     """
 
     ports: Ports
@@ -143,6 +147,8 @@ class Settings:
     netns_cookie: bool = True
     netns: int = 0
     new_flows: bool = True
+    queue_limit: int = DEFAULT_QUEUE_LIMIT
+    queue_length_at: int = 0
 
     def __post_init__(self) -> None:
         if not 1 <= self.envoy_port <= MAX_PORT:
@@ -160,6 +166,7 @@ class Settings:
             "handshake_seconds",
             "linger_seconds",
             "idle_seconds",
+            "queue_limit",
         ):
             if getattr(self, name) < 1:
                 raise SettingsError(f"{name}={getattr(self, name)} must be at least 1")

@@ -96,18 +96,31 @@ class SocketKey(Struct, kernel_name="socket_key"):
     remote = Bytes(16)
 
 
+class SocketNote(Struct, kernel_name="socket_note"):
+    """What one end of a connection tells the other: "I am enrolled". 16 bytes.
+
+    ``incarnation`` is the sequence number that follows the SYN-ACK's: it tells the connection from an earlier
+    one that had the same addresses and ports. ``socket`` is the address of the sender's ``struct sock``.
+    """
+
+    incarnation = U32()
+    pad = U32()
+    socket = U64()
+
+
 class SocketState(Struct, kernel_name="socket_state"):
-    """What is remembered of an enrolled socket: 16 bytes.
+    """What is remembered of an enrolled socket: 24 bytes.
 
     ``native`` is 1 once data of it has gone through the stack, ``paired`` 1 once the other end is known to
-    be enrolled as well. ``incarnation`` is the sequence number that follows the SYN-ACK's: it tells the
-    connection from an earlier one that had the same addresses and ports.
+    be enrolled as well. ``incarnation`` is that of `SocketNote`, ``peer`` the address of the other end's
+    ``struct sock``, which may be gone.
     """
 
     native = U32()
     paired = U32()
     incarnation = U32()
     pad = U32()
+    peer = U64()
 
 
 # --- Counters. ---
@@ -166,12 +179,17 @@ class SockopsCounters(Struct, kernel_name="sockops_counters"):
 
 
 class SkMsgCounters(Struct, kernel_name="sk_msg_counters"):
-    """Messages sent on enrolled sockets: handed to the peer's queue, or through the stack."""
+    """Messages sent on enrolled sockets: handed to the peer's queue, or through the stack.
+
+    ``queue_full`` counts connections, by direction, that have become native because the receiver did not
+    read.
+    """
 
     redirected_messages = U64()
     redirected_bytes = U64()
     native_messages = U64()
     native_bytes = U64()
+    queue_full = U64()
 
 
 class Counters(Struct, kernel_name="proxy_counters"):
@@ -216,10 +234,9 @@ def maps(settings: Settings) -> Maps:
         ),
         counters=MapSpec("pba_counters", MapType.PERCPU_ARRAY, U32(), Counters, 1),
         sockets=MapSpec("pba_sockets", MapType.SOCKHASH, SocketKey, 8, settings.socket_capacity),
-        # Notes from one end of a connection to the other, under the key of the one that is to read it: "I am
-        # enrolled", with the connection's incarnation. An evicted one only means that a connection is not
-        # accelerated, so LRU is safe here.
-        pending=MapSpec("pba_pending", MapType.LRU_HASH, SocketKey, U32(), 4096),
+        # Notes from one end of a connection to the other, under the key of the one that is to read it. An
+        # evicted one only means that a connection is not accelerated, so LRU is safe here.
+        pending=MapSpec("pba_pending", MapType.LRU_HASH, SocketKey, SocketNote, 4096),
         socket_state=MapSpec(
             "pba_sock_state", MapType.SK_STORAGE, U32(), SocketState, 0, flags=BPF_F_NO_PREALLOC
         ),

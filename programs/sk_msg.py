@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from programs.settings import Settings
-from programs.shared import Counters, SocketKey, SocketState, count, find_counters, maps
+from programs.shared import Counters, SocketKey, SocketNote, SocketState, count, find_counters, maps
 from programs.socket import fill_socket_key
 from pybpfasm.asm import Asm
 from pybpfasm.kernel.context import SkMsgMd
@@ -17,7 +17,9 @@ def sk_msg(b: Asm, ctx: SkMsgMd, settings: Settings) -> None:
     """Redirect the message to the peer where that is certainly enrolled, and pass it in any case.
 
     A receiver reads redirected bytes before those that came through the stack. So a socket that has once sent
-    through the stack never redirects again, or its later bytes could overtake the earlier ones.
+    through the stack never redirects again, or its later bytes could overtake the earlier ones. Where more
+    than `Settings.queue_limit` bytes wait for the peer to read them, it goes that way: TCP's window then
+    slows the sender.
     """
     key = b.stack(SocketKey)
     counters = Counters(b.r9).sk_msg
@@ -44,14 +46,28 @@ def sk_msg(b: Asm, ctx: SkMsgMd, settings: Settings) -> None:
         b.lea(b.r2, key)
         b.call(Helper.map_lookup_elem)
         b.If(b.r0 == 0).goto("no_peer")
-        b.r2 = b.u32[b.r0]
+        note = SocketNote(b.r0)
+        b.r2 = note.incarnation
         b.r3 = state.incarnation
         b.If(b.w2 != b.w3).goto("no_peer")
+        b.r2 = note.socket
+        state.peer = b.r2
         state.paired = 1
         b.r1 = maps(settings).pending
         b.lea(b.r2, key)
         b.call(Helper.map_delete_elem)
 
+    if settings.queue_length_at:
+        # Redirected bytes know no window: without this a peer that does not read would be sent to for ever.
+        length = b.u32[b.stack_bytes(8)]
+        b.lea(b.r1, length)
+        b.r2 = length.size
+        b.r3 = state.peer
+        b.r3 += settings.queue_length_at
+        b.call(Helper.probe_read_kernel)
+        with b.If(b.r0 == 0):  # else the peer is gone, and redirecting will say so
+            b.r2 = length
+            b.If(b.w2 > settings.queue_limit).goto("queue_full")
     fill_socket_key(b, ctx, settings, key, reverse=True, other="native")
     b.r1 = ctx
     b.r2 = maps(settings).sockets
@@ -64,6 +80,9 @@ def sk_msg(b: Asm, ctx: SkMsgMd, settings: Settings) -> None:
     count(b, counters.redirected_bytes, b.r2)
     b.ret(SkAction.PASS)
 
+    if settings.queue_length_at:
+        b.label("queue_full")
+        count(b, counters.queue_full)
     b.label("no_peer")
     state.native = 1
     b.label("native")

@@ -19,6 +19,7 @@ from programs.settings import Settings
 from programs.shared import (
     Counters,
     SocketKey,
+    SocketNote,
     SocketState,
     count,
     find_counters,
@@ -27,7 +28,7 @@ from programs.shared import (
     only_own_netns,
 )
 from programs.socket import fill_socket_key
-from pybpfasm.asm import Asm, Label, Mem, be32
+from pybpfasm.asm import Asm, Label, Reg, be32
 from pybpfasm.kernel.context import BpfSock, SockOps
 from pybpfasm.kernel.enums import (
     BPF_ANY,
@@ -52,7 +53,7 @@ _EEXIST: Final = 17
 def sockops(b: Asm, ctx: SockOps, settings: Settings) -> None:
     """Put sockets of Envoy's connections to an intercepted port of this host into the sockhash."""
     key = b.stack(SocketKey)
-    note = b.u32[b.stack_bytes(8)]
+    note = b.stack(SocketNote)
     counters = Counters(b.r9).sockops
 
     b.r6 = ctx
@@ -75,14 +76,15 @@ def sockops(b: Asm, ctx: SockOps, settings: Settings) -> None:
     b.lea(b.r2, key)
     b.call(Helper.map_lookup_elem)
     b.If(b.r0 == 0).goto("peer_not_enrolled")
-    b.r8 = b.u32[b.r0]
+    b.r8 = SocketNote(b.r0).incarnation
+    b.r7 = SocketNote(b.r0).socket
     b.r1 = maps(settings).pending
     b.lea(b.r2, key)
     b.call(Helper.map_delete_elem)
     b.r2 = ctx.snd_nxt
     b.If(b.w8 != b.w2).goto("peer_not_enrolled")  # a note of an earlier connection that nobody has read
-    note.store(b.r8)
-    enrol(b, ctx, settings, key, note, paired=1)
+    write_note(b, note, b.r8)
+    enrol(b, ctx, settings, key, note, peer=b.r7)
     count(b, counters.enrolled_passive)
     b.goto("tell_peer")
 
@@ -122,8 +124,8 @@ def sockops(b: Asm, ctx: SockOps, settings: Settings) -> None:
     b.r2 = ctx.data_segs_out
     b.If(b.r2 != 0).goto("data_before_enrolment")
     b.r2 = ctx.rcv_nxt
-    note.store(b.r2)
-    enrol(b, ctx, settings, key, note, paired=0)
+    write_note(b, note, b.r2)
+    enrol(b, ctx, settings, key, note, peer=None)
     count(b, counters.enrolled_active)
 
     b.label("tell_peer")
@@ -170,26 +172,39 @@ def both_here(b: Asm, key: SocketKey, elsewhere: str) -> None:
     b.label(here)
 
 
-def enrol(b: Asm, ctx: SockOps, settings: Settings, key: SocketKey, incarnation: Mem, *, paired: int) -> None:
-    """Put the context's socket into the sockhash, with its state beside it.
+def write_note(b: Asm, note: SocketNote, incarnation: Reg) -> None:
+    """Begin the note that the socket will leave for its peer; `enrol` adds the socket's address."""
+    note.incarnation = incarnation
+    note.pad = 0
 
-    Never over another socket (BPF_NOEXIST): that one may hold bytes that nobody has read. The state comes
-    first, because `sk_msg` takes a socket without state for a native one. From then on each segment that the
-    socket sends through the stack is announced (HDR_OPT_LEN_CB); other programs' flags stay. Jumps to
-    ``slot_taken`` or ``failed``.
+
+def enrol(
+    b: Asm, ctx: SockOps, settings: Settings, key: SocketKey, note: SocketNote, *, peer: Reg | None
+) -> None:
+    """Put the context's socket into the sockhash, with its state beside it, and its address into *note*.
+
+    *peer* has the address of the other end's socket where that is enrolled already. Never over another socket
+    (BPF_NOEXIST): that one may hold bytes that nobody has read. The state comes first, because `sk_msg` takes
+    a socket without state for a native one. From then on each segment that the socket sends through the stack
+    is announced (HDR_OPT_LEN_CB); other programs' flags stay. Jumps to ``slot_taken`` or ``failed``.
     """
     enrolled = Label("enrolled")
     b.r2 = ctx.sk
     b.If(b.r2 == 0).goto("failed")
+    note.socket = b.r2
     b.r1 = maps(settings).socket_state
     b.r3 = 0
     b.r4 = BPF_SK_STORAGE_GET_F_CREATE
     b.call(Helper.sk_storage_get)
     b.If(b.r0 == 0).goto("failed")
     state = SocketState(b.r0)
-    b.r2 = incarnation
+    b.r2 = note.incarnation
     state.incarnation = b.r2
-    state.paired = paired
+    if peer is not None:
+        state.peer = peer
+        state.paired = 1
+    else:
+        state.paired = 0
     b.r1 = ctx
     b.r2 = maps(settings).sockets
     b.lea(b.r3, key)

@@ -51,6 +51,7 @@ class Feature(Asked):
     MAP_BATCH = "map operations in batches (5.6)"
     SK_LOOKUP = "sk_lookup programs (5.9)"
     FIONREAD = "FIONREAD of redirected bytes (7.0)"
+    QUEUE_LENGTH = "redirected bytes in the length of the receive queue (6.13)"
 
 
 # --- the probes ---------------------------------------------------------------------------------------------
@@ -143,9 +144,15 @@ def _clsact() -> Answer:
 
 
 def _fionread() -> Answer:
-    from loader.features.fionread import fionread  # here, because it is asked once in a boot
+    from loader.features.redirected import fionread  # here, because it is asked once in a boot
 
     return fionread()
+
+
+def _queue_length() -> Answer:
+    from loader.features.redirected import queue_length
+
+    return queue_length()
 
 
 PROBES: dict[Feature, Callable[[], Answer]] = {
@@ -172,4 +179,5 @@ PROBES: dict[Feature, Callable[[], Answer]] = {
     Feature.MAP_BATCH: _map_batch,
     Feature.SK_LOOKUP: lambda: program_type(ProgType.SK_LOOKUP),
     Feature.FIONREAD: _fionread,
+    Feature.QUEUE_LENGTH: _queue_length,
 }

@@ -430,6 +430,37 @@ class Btf:
                 return count * current.size
         raise BtfError(f"BTF type {type_id} is an array of more than {MAX_CHAIN} dimensions")
 
+    def offset_of(self, name: str, *path: str) -> int:
+        """Where structure *name* has a field, in bytes: the member *path[0]*, of that the member *path[1]*, …
+
+        Members of anonymous structures and unions are found as C finds them. Raises `BtfError` where there is
+        no such field, or it does not begin at a byte.
+        """
+        found = self.by_name(name, Kind.STRUCT)
+        bits = 0
+        for depth, step in enumerate(path):
+            place = None if found is None else self._member(found, step)
+            if place is None:
+                raise BtfError(f"the types here have no field {'.'.join((name, *path[: depth + 1]))}")
+            bits += place[0]
+            found = self.resolve(place[1])
+        if bits % 8:
+            raise BtfError(f"{'.'.join((name, *path))} begins within a byte")
+        return bits // 8
+
+    def _member(self, struct: BtfType, name: str, depth: int = 0) -> tuple[int, int] | None:
+        """The offset in bits and the type of a member, of anonymous members' members too."""
+        if struct.kind not in (Kind.STRUCT, Kind.UNION) or depth > MAX_CHAIN:
+            return None
+        for member in struct.members:
+            if member.name == name:
+                return member.bit_offset, member.type_id
+            if not member.name:
+                inner = self._member(self.resolve(member.type_id), name, depth + 1)
+                if inner is not None:
+                    return member.bit_offset + inner[0], inner[1]
+        return None
+
     def validate(self) -> None:
         """Decodes everything once. Raises `BtfError` at the first malformed type, name or reference."""
         for type_id in range(self._first_id, self.count):

@@ -501,6 +501,14 @@ def test_doctor(site: Site) -> None:
     assert "The proxy cannot run here yet: capabilities" in outcome.out
 
 
+def test_where_queues_cannot_be_seen_there_is_no_limit(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend_missing(monkeypatch, Feature.QUEUE_LENGTH)
+    outcome = site.up()
+    assert "nothing limits how much waits in the kernel for an application" in outcome.err
+    assert site.status()["settings"]["queue_limit"] is None
+    assert "nothing limits" not in site.up("--no-accelerate").err
+
+
 def test_doctor_names_what_is_missing(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     pretend_missing(monkeypatch, Feature.CGROUP_GETSOCKOPT_LINK, Feature.TCX)
     from loader import doctor

@@ -313,6 +313,18 @@ def test_capacity_changes_only_under_nobody(site: Site) -> None:
     assert site.status() == before
 
 
+def test_how_much_may_wait_can_be_changed_under_connections(site: Site) -> None:
+    site.up()
+    assert site.status()["settings"]["queue_limit"] == 6 << 20
+    add_flow(site)
+    outcome = site.up("--queue-limit", "100000")
+    assert outcome.status == 0
+    assert site.status()["settings"]["queue_limit"] == 100000
+    refused = site.run("up", "--iface", "lo", "--ports", "8000", "--queue-limit", str(1 << 31))
+    assert refused.status == 2
+    assert "--queue-limit 2147483648 is more than a receive queue can hold" in refused.err
+
+
 def test_a_change_that_breaks_connections_says_so(site: Site) -> None:
     site.up(ports="8000,9000")
     add_flow(site)

@@ -358,3 +358,23 @@ def test_memory_stays_in_proportion() -> None:
     finally:
         tracemalloc.stop()
     assert peak < 10 * len(data)
+
+
+def test_where_a_field_is() -> None:
+    """Through members that have a type of their own, and through those that have no name, as in C."""
+    builder = BtfBuilder()
+    u32, u64 = builder.add_int("unsigned int", 4), builder.add_int("unsigned long", 8)
+    inner = builder.add_struct("inner", 16, [("first", u64, 0), ("second", u32, 64)])
+    named = builder.add_typedef("inner_t", inner)
+    choice = builder.add_union("", 16, [("wide", u64, 0), ("both", named, 0)])
+    builder.add_struct("outer", 32, [("head", u32, 0), ("", choice, 64), ("tail", named, 128)])
+    types = Btf.parse(builder.to_bytes())
+    assert types.offset_of("outer", "head") == 0
+    assert types.offset_of("outer", "wide") == 8
+    assert types.offset_of("outer", "both", "second") == 16
+    assert types.offset_of("outer", "tail", "second") == 24
+    for path in (("none",), ("head", "none"), ("tail", "third"), ("both", "second", "more")):
+        with pytest.raises(BtfError, match=f"no field outer.{'.'.join(path)}$"):
+            types.offset_of("outer", *path)
+    with pytest.raises(BtfError, match="no field missing"):
+        types.offset_of("missing", "head")

@@ -14,6 +14,7 @@ import fcntl
 import hashlib
 import os
 import random
+import select
 import socket
 import struct
 import subprocess
@@ -21,15 +22,17 @@ import termios
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
 from loader.cgroup import Cgroup
+from loader.elf import kernel_types
+from loader.features import Feature, probe
 from loader.netns import NetNs
 from loader.objects import Link, Map, Program, attach_to_sockmap
 from loader.process import CLONE_NEWNET, setns, unshare
@@ -398,7 +401,7 @@ def test_the_applications_slot_is_taken(rig: Rig) -> None:
         with connect(mark=0) as owner:
             rig.sockets.update(key(app, envoy, cookie), struct.pack("=Q", owner.app.fileno()))
             if stale is not None:  # a note that an earlier connection has left behind
-                rig.pending.update(key(envoy, app, cookie), struct.pack("=I", stale))
+                rig.pending.update(key(envoy, app, cookie), struct.pack("=I12x", stale))
             rig.moved()
             with connect(source=envoy) as pair:
                 assert rig.moved() == {"sockops.enrolled_active": 1, "sockops.slot_taken": 1}
@@ -414,7 +417,7 @@ def test_a_note_of_an_earlier_connection_enrols_nobody(rig: Rig) -> None:
     envoy, app = ("127.0.0.1", 50005), ("127.0.0.1", SERVICE)
     with connect(mark=0) as owner:
         rig.sockets.update(key(envoy, app, cookie), struct.pack("=Q", owner.envoy.fileno()))
-        rig.pending.update(key(app, envoy, cookie), struct.pack("=I", 12345))
+        rig.pending.update(key(app, envoy, cookie), struct.pack("=I12x", 12345))
         rig.moved()
         with connect(source=envoy, mark=0) as pair:
             assert rig.moved() == {"sockops.peer_not_enrolled": 1}
@@ -711,3 +714,105 @@ def test_everything_is_cleaned_when_sockets_close(rig: Rig) -> None:
     assert rig.pending.count() == 17  # notes that nobody has read; the map forgets the oldest
     moved = rig.moved()
     assert moved["sockops.enrolled_active"] == moved["sockops.enrolled_passive"] == 50
+
+
+# --- A receiver that does not read. -------------------------------------------------------------------------
+
+LIMIT = 1 << 20
+# What waits besides: a message on its way, and TCP's own buffers (tcp_rmem and tcp_wmem: 6 and 4 MiB).
+SLACK = 12 << 20
+PLENTY = 96 << 20
+
+
+@pytest.fixture
+def limited(netns: NetNs, cgroup: Cgroup, probe_skip: Callable[[str], NoReturn]) -> Iterator[Rig]:
+    """An instance that knows how long a receive queue is."""
+    found = probe(Feature.QUEUE_LENGTH)
+    if not found.supported:
+        probe_skip(found.reason)
+    cgroup.add()
+    at = kernel_types().offset_of("sock", "sk_backlog", "rmem_alloc")
+    chosen = Settings(Ports.parse("8000,9000-9010"), queue_limit=LIMIT, queue_length_at=at)
+    with accelerated(chosen, cgroup) as made:
+        yield made
+
+
+def pour(sender: socket.socket, data: memoryview) -> int:
+    """Send until the socket takes no more for a while; return how many bytes."""
+    sender.setblocking(False)
+    sent = 0
+    while sent < len(data) and select.select([], [sender], [], 0.5)[1]:
+        with suppress(BlockingIOError):
+            sent += sender.send(data[sent : sent + (1 << 16)])
+    sender.settimeout(5)
+    return sent
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+@pytest.mark.parametrize("who", ["envoy", "app"])
+def test_a_receiver_that_does_not_read_slows_the_sender(limited: Rig, host: str, who: str) -> None:
+    """What waits in the kernel is bounded, every byte arrives in order, and the other way is as before."""
+    data = memoryview(random.Random(7).randbytes(PLENTY))
+    with connect(host) as pair:
+        exchange(pair, b"begin")
+        limited.moved()
+        sender, receiver = (pair.envoy, pair.app) if who == "envoy" else (pair.app, pair.envoy)
+        sent = pour(sender, data)
+        assert LIMIT < sent < LIMIT + SLACK
+        moved = limited.moved()
+        assert moved["sk_msg.queue_full"] == 1
+        assert LIMIT <= moved["sk_msg.redirected_bytes"] <= LIMIT + (1 << 16)
+        assert moved["sk_msg.redirected_bytes"] + moved["sk_msg.native_bytes"] >= sent
+        got = receive_all(receiver, sent)
+        assert got == hashlib.sha256(data[:sent]).digest()
+        # From now on this direction is native, for good; the other one was not concerned.
+        limited.moved()
+        sender.sendall(b"after")
+        assert receive(receiver, 5) == b"after"
+        receiver.sendall(b"back")
+        assert receive(sender, 4) == b"back"
+        moved = limited.moved()
+        assert (moved["sk_msg.native_bytes"], moved["sk_msg.redirected_bytes"]) == (5, 4)
+
+
+def receive_all(sock: socket.socket, size: int) -> bytes:
+    """The SHA-256 of exactly *size* bytes."""
+    digest, left = hashlib.sha256(), size
+    while left and (piece := sock.recv(min(left, 1 << 20))):
+        digest.update(piece)
+        left -= len(piece)
+    assert left == 0
+    return digest.digest()
+
+
+def test_without_a_limit_the_kernel_takes_everything(rig: Rig) -> None:
+    """What the tests above rest upon: a socket that redirects never blocks."""
+    data = memoryview(bytes(PLENTY))
+    with connect() as pair:
+        assert pour(pair.envoy, data) == PLENTY
+        receive_all(pair.app, PLENTY)
+
+
+def test_a_reader_that_keeps_up_stays_accelerated(limited: Rig) -> None:
+    """Many times the limit goes by, and never so much of it waits."""
+    block = random.Random(8).randbytes(LIMIT // 4)
+    with connect() as pair:
+        for _ in range(64):
+            pair.envoy.sendall(block)
+            assert receive(pair.app, len(block)) == block
+        moved = limited.moved()
+        assert moved["sk_msg.redirected_bytes"] == 64 * len(block)
+        assert not moved.keys() & {"sk_msg.queue_full", "sk_msg.native_bytes"}
+
+
+def test_the_peer_is_gone_where_its_queue_was(limited: Rig) -> None:
+    """The address of a socket that was closed says nothing any more: what is sent finds no peer, as ever."""
+    for _ in range(50):
+        with connect() as pair:
+            exchange(pair, b"x", 1)
+            pair.app.close()
+            limited.moved()
+            with pytest.raises((BrokenPipeError, ConnectionResetError)):
+                for _ in range(20):
+                    pair.envoy.sendall(b"to nobody" * 100)
+            assert "sk_msg.redirected_messages" not in limited.moved()

@@ -451,7 +451,7 @@ def connections(bench: Bench) -> None:
     sockets = emulator.map("pba_sockets")
     key = next((key for key, socket in sockets.items() if socket is active), None)
     if key is not None:
-        emulator.map("pba_pending")[key] = 99
+        emulator.map("pba_pending")[key] = {"incarnation": 99, "pad": 0, "socket": 0}
         bench.sk_msg.run(SkMsg(active, b"not for this one"))
     # The slot of the application's end is taken.
     active, passive = pair(LOCAL[4], AF_INET, 4603)
@@ -466,6 +466,38 @@ def connections(bench: Bench) -> None:
     passive.state = TcpState.CLOSE_WAIT
     bench.sk_msg.run(SkMsg(active, b"late"))
     bench.sk_msg.run(SkMsg(dataclasses.replace(passive, storage={}), b"unknown"))
+
+
+def queue_of(length: int, asked: list[int]) -> Callable[[Run, int, int, int], int]:
+    """A model of probe_read_kernel that always finds *length*, or fails with it."""
+
+    def read(run: Run, to: int, size: int, address: int) -> int:
+        asked.append(address)
+        run.write(to, max(length, 0).to_bytes(size, "little"))
+        return min(length, 0)
+
+    return read
+
+
+def queues(coverage: Coverage) -> None:
+    """A peer that does not read, one that does, and one whose address says nothing any more."""
+    where, limit = 192, 1000
+    for length, native in ((0, False), (limit, False), (limit + 1, True), (0xFFFFFFFF, True), (-14, False)):
+        bench = Bench(coverage, dataclasses.replace(SETTINGS, queue_length_at=where, queue_limit=limit))
+        asked: list[int] = []
+        bench.emulator.model(Helper.probe_read_kernel)(queue_of(length, asked))
+        active = Socket(src=LOCAL[4], src_port=1, dst=LOCAL[4], dst_port=8000, mark=MARK, netns=7)
+        passive = Socket(src=LOCAL[4], src_port=8000, dst=LOCAL[4], dst_port=1, netns=7)
+        bench.sockops.run(SockOpsContext(SockOp.ACTIVE_ESTABLISHED_CB, active, rcv_nxt=5))
+        bench.sockops.run(SockOpsContext(SockOp.PASSIVE_ESTABLISHED_CB, passive, snd_nxt=5))
+        counters = bench.emulator.map("pba_counters")
+        for sender in (active, passive, active):
+            bench.sk_msg.run(SkMsg(sender, b"message"))
+        total = sum(cpu.sk_msg.queue_full for cpu in counters[0])
+        assert total == (2 if native else 0)  # each direction once
+        assert sum(cpu.sk_msg.redirected_messages for cpu in counters[0]) == (0 if native else 3)
+        # Each asks about the other end, and the same of the same.
+        assert len(set(asked)) == 2 and len(asked) == (2 if native else 3)
 
 
 def failing_enrolment(coverage: Coverage) -> None:
@@ -495,6 +527,7 @@ def everything() -> Coverage:
     errors(coverage)
     failing_helpers(coverage)
     failing_enrolment(coverage)
+    queues(coverage)
     other = dataclasses.replace(
         SETTINGS, timers=False, coarse_clock=False, netns_cookie=False, mark=Mark(0x1000, 0xF000)
     )
