@@ -161,6 +161,16 @@ def _add_proxy(parser: argparse.ArgumentParser) -> None:
         "--cgroup", metavar="DIR", help="cgroup2 directory of Envoy and the application (default: the root)"
     )
     parser.add_argument("--flow-capacity", metavar="N", help="how many connections at once (default: 65536)")
+    for option, what, default in (
+        ("--handshake-timeout", "that has not completed its handshake", 75),
+        ("--linger", "that has ended", 60),
+        ("--idle-timeout", "in between", 432000),
+    ):
+        parser.add_argument(
+            option,
+            metavar="SECONDS",
+            help=f"how long a quiet connection {what} is remembered (default: {default})",
+        )
     parser.add_argument(
         "--queue-limit",
         metavar="BYTES",
@@ -275,15 +285,19 @@ def _request(arguments: argparse.Namespace) -> Request:
 
     help_text = f"`{PROG} {arguments.command} --help` shows what can be said"
     more: dict[str, Any] = {}
-    for name, most, why, example in (
-        ("flow_capacity", (1 << 32) - 1, "a map can hold", 65536),
-        ("queue_limit", (1 << 31) - 1, "a receive queue can hold", 6 << 20),
+    for option, name, most, why, example in (
+        ("--flow-capacity", "flow_capacity", (1 << 32) - 1, "a map can hold", 65536),
+        ("--queue-limit", "queue_limit", (1 << 31) - 1, "a receive queue can hold", 6 << 20),
+        ("--handshake-timeout", "handshake_seconds", (1 << 32) - 1, "can be waited for", 75),
+        ("--linger", "linger_seconds", (1 << 32) - 1, "can be waited for", 60),
+        ("--idle-timeout", "idle_seconds", (1 << 32) - 1, "can be waited for", 432000),
     ):
-        text, option = getattr(arguments, name), f"--{name.replace('_', '-')}"
+        text = getattr(arguments, option[2:].replace("-", "_"))
         if text is not None:
             more[name] = number(option, text, example)
-            if more[name] > most:
-                raise UsageError(f"{option} {text} is more than {why}", hint=f"write {option} {example}, say")
+            if not 1 <= more[name] <= most:
+                wrong = f"is more than {why}" if more[name] else "must be at least 1"
+                raise UsageError(f"{option} {text} {wrong}", hint=f"write {option} {example}, say")
     envoy_port = number("--envoy-port", arguments.envoy_port, 8080)
     option = "--ports: "
     try:
@@ -326,6 +340,9 @@ def _plan_document(plan: Plan) -> dict[str, Any]:
             "netns": plan.request.netns or "",
             "cgroup": str(plan.cgroup.path),
             "flow_capacity": settings.flow_capacity,
+            "handshake_seconds": settings.handshake_seconds,
+            "linger_seconds": settings.linger_seconds,
+            "idle_seconds": settings.idle_seconds,
             "queue_limit": settings.queue_limit if settings.queue_length_at else None,
         },
         "hooks": [

@@ -313,6 +313,15 @@ def test_capacity_changes_only_under_nobody(site: Site) -> None:
     assert site.status() == before
 
 
+def test_how_long_flows_are_remembered(site: Site) -> None:
+    site.up("--handshake-timeout", "10", "--linger", "11", "--idle-timeout", "12")
+    settings = site.status()["settings"]
+    assert [settings[f"{name}_seconds"] for name in ("handshake", "linger", "idle")] == [10, 11, 12]
+    site.up()
+    settings = site.status()["settings"]
+    assert [settings[f"{name}_seconds"] for name in ("handshake", "linger", "idle")] == [75, 60, 5 * 86400]
+
+
 def test_how_much_may_wait_can_be_changed_under_connections(site: Site) -> None:
     site.up()
     assert site.status()["settings"]["queue_limit"] == 6 << 20
