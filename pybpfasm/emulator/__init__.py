@@ -13,7 +13,14 @@ reason.
 
 from __future__ import annotations
 
-from pybpfasm.emulator import packet_helpers  # noqa: F401  (adds its models)
+from pybpfasm.emulator import (  # noqa: F401  (they add their models)
+    dynptr_helpers,
+    message_helpers,
+    packet_helpers,
+    room_helpers,
+    sockopt_helpers,
+    text_helpers,
+)
 from pybpfasm.emulator.conformance import run_conformance, run_instructions
 from pybpfasm.emulator.context import (
     Context,
@@ -31,6 +38,7 @@ from pybpfasm.emulator.maps import Map, MapError
 from pybpfasm.emulator.program import Program
 from pybpfasm.emulator.run import Result, Run, Step
 from pybpfasm.emulator.sockets import Socket, SocketTable, address_bytes
+from pybpfasm.emulator.task_helpers import Task
 
 __all__ = [
     "Context",
@@ -51,6 +59,7 @@ __all__ = [
     "Socket",
     "SocketTable",
     "Step",
+    "Task",
     "Violation",
     "Xdp",
     "address_bytes",

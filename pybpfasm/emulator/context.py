@@ -253,6 +253,7 @@ class Skb(Context):
         self.csum = csum
         self.socket = socket
         self.network_offset = 14 if link_header else 0
+        self.encapsulated = False
         self.headroom = 256
         self.assigned: Socket | None = None
         self.redirect: tuple[str, int, int] | None = None
@@ -741,6 +742,7 @@ class SockAddrContext(Context):
             values["user_ip6"] = address
         super().__init__(**values, **fields)
         self.socket = socket
+        self.retval = 0  # what set_retval has set
         self._port = port.to_bytes(2, "big")
 
     def current(self) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from pybpfasm.emulator.program import Program
 from pybpfasm.emulator.routes import Routes
 from pybpfasm.emulator.run import DEFAULT_BUDGET, MAX_TAIL_CALLS, Run
 from pybpfasm.emulator.sockets import SocketTable
+from pybpfasm.emulator.task_helpers import Task
 from pybpfasm.errors import suggestion
 from pybpfasm.isa import CallKind
 from pybpfasm.kernel.enums import BPF_F_RDONLY_PROG, Helper, MapType
@@ -51,8 +52,9 @@ class Emulator:
 
     ``now`` is the monotonic clock in ns; only a test moves it, with `advance`, which fires timers.
     ``cpus`` is how many CPUs there are and ``cpu`` the one that programs run on. ``random`` is what
-    ``get_prandom_u32`` draws from: anything with ``getrandbits``. ``wall_offset``, ``boot_offset`` and
-    ``tai_offset`` are what those clocks are ahead of the monotonic one.
+    ``get_prandom_u32`` draws from: anything with ``getrandbits``. ``boot_offset`` and ``tai_offset`` are what
+    those clocks are ahead of the monotonic one. ``task`` is the process on whose behalf programs run, ``mtu``
+    holds the devices by number, for ``check_mtu``.
     """
 
     def __init__(
@@ -76,6 +78,8 @@ class Emulator:
         self.random: Any = random.Random(seed)
         self.engine = engine
         self.netns = 1  # the cookie of the network namespace in which packets are handled
+        self.task = Task()
+        self.mtu: dict[int, int] = {1: 65536}
         self.sockets = SocketTable()
         self.routes = Routes()
         self.printed: list[str] = []
@@ -166,10 +170,16 @@ class Emulator:
         found = self._models.get((kind, number))
         if found is None:
             if kind == CallKind.KFUNC:
-                name = f"kernel function {number}"
+                name, how = f"kernel function {number}", f"{number}, kfunc=True"
+            elif number in Helper._value2member_map_:
+                name = Helper(number).name
+                how = f"Helper.{name}"
             else:
-                name = Helper(number).name if number in Helper._value2member_map_ else f"helper {number}"
-            raise EmulatorError(f"the emulator has no model of {name}: add one with @emulator.model(…)")
+                name, how = f"helper {number}", str(number)
+            raise EmulatorError(
+                f"the emulator has no model of {name}, add one: "
+                f"@emulator.model({how}) above a function of the run and the arguments, which returns r0"
+            )
         return found
 
     def tail_target(self, run: Run, context: int, array: int, index: int) -> Program | None:
@@ -251,8 +261,8 @@ class Emulator:
 
     # Output.
     def events(self, name: str) -> list[Any]:
-        """What programs have put into ring buffer *name* since the last time."""
+        """What programs have put into a ring buffer or an array of perf events since the last time."""
         found = self.map(name)
-        if not isinstance(found, models.RingBuf):
-            raise EmulatorError(f"map {name} is a {found.type.name}, not a ring buffer")
-        return found.consume()
+        if not isinstance(found, (models.RingBuf, models.PerfEventArray)):
+            raise EmulatorError(f"map {name} is a {found.type.name}, which takes no events")
+        return list(found.consume())

@@ -24,9 +24,12 @@ EPROTONOSUPPORT: Final = 93
 ESOCKTNOSUPPORT: Final = 94
 EOPNOTSUPP: Final = 95
 EAFNOSUPPORT: Final = 97
+EADDRINUSE: Final = 98
+EADDRNOTAVAIL: Final = 99
 ENETUNREACH: Final = 101
-ECONNREFUSED: Final = 111
 EISCONN: Final = 106
+ECONNREFUSED: Final = 111
+EALREADY: Final = 114
 ENOTSUPP: Final = 524
 
 NAMES: Final = {value: name for name, value in list(globals().items()) if name[0] == "E" and name.isupper()}

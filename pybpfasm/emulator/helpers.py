@@ -14,18 +14,23 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 from pybpfasm.emulator import errnos
 from pybpfasm.emulator.context import (
+    Context,
+    Skb,
     SkLookupContext,
     SkMsg,
+    SockAddrContext,
     SockOpsContext,
     SockOptContext,
+    Xdp,
     socket_at,
     socket_pointer,
     tcp_socket_pointer,
 )
-from pybpfasm.emulator.errnos import E2BIG, EBUSY, EEXIST, EINVAL, ENOENT, EOPNOTSUPP
+from pybpfasm.emulator.errnos import E2BIG, EBUSY, EEXIST, EFAULT, EINVAL, ENOENT, EOPNOTSUPP
 from pybpfasm.emulator.faults import EmulatorError, Violation
 from pybpfasm.emulator.maps import (
     Map,
+    PerfEventArray,
     Queue,
     Record,
     RingBuf,
@@ -38,7 +43,11 @@ from pybpfasm.emulator.memory import Guarded, Memory
 from pybpfasm.emulator.run import MAX_LOOPS, Run
 from pybpfasm.emulator.sockets import Socket
 from pybpfasm.isa import CallKind
+from pybpfasm.kernel.context import SockOpt
 from pybpfasm.kernel.enums import (
+    BPF_F_CTXLEN_MASK,
+    BPF_F_CURRENT_CPU,
+    BPF_F_INDEX_MASK,
     BPF_F_TIMER_ABS,
     BPF_F_TIMER_CPU_PIN,
     BPF_RB_FORCE_WAKEUP,
@@ -345,65 +354,6 @@ def spin_unlock(run: Run, lock: int) -> int:
 # --- Output. ---
 
 
-@helper(Helper.trace_printk)
-def trace_printk(run: Run, text: int, size: int, first: int, second: int, third: int) -> int:
-    """Format a line into `Emulator.printed`; how many characters it has, or -EINVAL."""
-    size &= U32
-    raw = run.read(text, size, "the format")
-    if not raw or raw[-1]:
-        return -EINVAL
-    line = _format(run, raw.split(b"\0")[0].decode("latin-1"), [first, second, third])
-    if line is None:
-        return -EINVAL
-    run.emulator.printed.append(line)
-    return len(line)
-
-
-def _format(run: Run, text: str, values: list[int]) -> str | None:
-    out: list[str] = []
-    at = 0
-    while at < len(text):
-        if text[at] != "%":
-            out.append(text[at])
-            at += 1
-            continue
-        end = at + 1
-        while end < len(text) and text[end] in "0123456789-+ #.":
-            end += 1
-        flags = text[at + 1 : end]
-        length = ""
-        while end < len(text) and text[end] == "l":
-            length += "l"
-            end += 1
-        if end >= len(text):
-            return None
-        kind = text[end]
-        at = end + 1
-        if kind == "%":
-            out.append("%")
-            continue
-        if kind not in "dixXucsp" or not values:
-            return None
-        value = values.pop(0)
-        if kind == "s":
-            region, offset = run.region(value, "the string")
-            shown = bytes(region.data[offset:]).split(b"\0")[0].decode("latin-1")
-            out.append(f"%{flags}s" % shown)
-            continue
-        if kind == "p":
-            out.append(f"{value:016x}")
-            continue
-        if not length:
-            value &= U32
-        bits = 64 if length else 32
-        if kind in "di" and value >> (bits - 1):
-            value -= 1 << bits
-        if kind == "c":
-            value &= 0xFF
-        out.append(f"%{flags}{'d' if kind == 'u' else kind}" % value)
-    return "".join(out)
-
-
 @helper(Helper.ringbuf_output)
 def ringbuf_output(run: Run, ring: int, data: int, size: int, flags: int) -> int:
     """0, or -EAGAIN where the ring is full."""
@@ -425,13 +375,18 @@ def ringbuf_reserve(run: Run, ring: int, size: int, flags: int) -> int:
     return pointer
 
 
+def finish_record(run: Run, record: Record, state: str) -> None:
+    """A record is *state*, "done" or "discarded", and may not be touched any more."""
+    record.state = state
+    run.void(record, "this record has been submitted or discarded")
+
+
 def _finish(run: Run, sample: int, state: str) -> int:
     region, at = run.region(sample, "the record")
     if not isinstance(region, Record) or at:
         raise Violation(f"the argument is {run.describe(sample)}, not a reserved record")
     run.give_back(sample, "record")
-    region.state = state
-    run.void(region, "this record has been submitted or discarded")
+    finish_record(run, region, state)
     return 0
 
 
@@ -447,27 +402,38 @@ def ringbuf_discard(run: Run, sample: int, flags: int) -> int:
     return _finish(run, sample, "discarded")
 
 
+@helper(Helper.perf_event_output)
+def perf_event_output(run: Run, context: int, map: int, flags: int, data: int, size: int) -> int:
+    """Data, with the packet's first bytes behind it, for the reader of this CPU's events; 0 or an errno."""
+    ctx = run.is_context(context, Context)
+    takes = BPF_F_INDEX_MASK | (BPF_F_CTXLEN_MASK if isinstance(ctx, (Skb, Xdp)) else 0)
+    if flags & ~takes:
+        return -EINVAL
+    if isinstance(ctx, Xdp):
+        ctx.sync()
+    packet = ctx.packet if isinstance(ctx, (Skb, Xdp)) else b""
+    length = (flags & BPF_F_CTXLEN_MASK) >> 32
+    if length > len(packet):
+        return -EFAULT
+    one = run.map(map, PerfEventArray)
+    index = flags & BPF_F_INDEX_MASK
+    if index == BPF_F_CURRENT_CPU:
+        index = run.emulator.cpu
+    raw = run.read(data, size, "the data")
+    if index >= one.max_entries:
+        return -E2BIG
+    if index not in one.readers:
+        return -ENOENT
+    if index != run.emulator.cpu:
+        return -EOPNOTSUPP
+    one.records.append(raw + packet[:length])
+    return 0
+
+
 @helper(Helper.ringbuf_query)
 def ringbuf_query(run: Run, ring: int, what: int) -> int:
     """Sizes and positions of the ring."""
     return run.map(ring, RingBuf).query(what)
-
-
-# --- Memory and text. ---
-
-
-@helper(Helper.strncmp)
-def strncmp(run: Run, first: int, size: int, second: int) -> int:
-    """The order of two strings: below 0, 0, above 0."""
-    size &= U32
-    a = run.read(first, size, "the first string")
-    region, at = run.region(second, "the second string")
-    b = bytes(region.data[at : at + size]).split(b"\0")[0] + b"\0"
-    a = (a.split(b"\0")[0] + b"\0")[:size]
-    for x, y in zip(a, b[:size], strict=False):
-        if x != y:
-            return x - y
-    return 0
 
 
 # --- Sockets. ---
@@ -580,8 +546,6 @@ def sock_ops_cb_flags_set(run: Run, context: int, flags: int) -> int:
 @helper(Helper.sk_assign)
 def sk_assign(run: Run, context: int, sk: int, flags: int) -> int:
     """Choose the socket for a packet (TC) or for a look-up (sk_lookup); 0 or an errno."""
-    from pybpfasm.emulator.context import Skb
-
     if isinstance(run.context, SkLookupContext):
         ctx = run.is_context(context, SkLookupContext)
         if flags & ~(BPF_SK_LOOKUP_F_REPLACE | BPF_SK_LOOKUP_F_NO_REUSEPORT):
@@ -641,35 +605,30 @@ def _redirect_to(run: Run, context: int, one: SockHash, key: bytes, flags: int) 
     return 1
 
 
-@helper(Helper.msg_apply_bytes)
-def msg_apply_bytes(run: Run, context: int, size: int) -> int:
-    """The verdict holds for *size* bytes."""
-    run.is_context(context, SkMsg).apply_bytes = size & U32
-    return 0
-
-
-@helper(Helper.msg_cork_bytes)
-def msg_cork_bytes(run: Run, context: int, size: int) -> int:
-    """No verdict before *size* bytes have come."""
-    run.is_context(context, SkMsg).cork_bytes = size & U32
-    return 0
-
-
-@helper(Helper.msg_pull_data)
-def msg_pull_data(run: Run, context: int, start: int, end: int, flags: int) -> int:
-    """Make bytes *start* to *end* of the message reachable."""
-    msg = run.is_context(context, SkMsg)
-    start, end = start & U32, end & U32
-    if flags or end <= start or end > len(msg.data):
-        return -EINVAL
-    msg.sync(run)
-    msg.start, msg.end = start, end
-    msg.moved(run, "msg_pull_data")
-    return 0
-
-
 @helper(Helper.get_retval)
 def get_retval(run: Run) -> int:
     """What the system call is going to return."""
     ctx = run.context
-    return s32(int(ctx["retval"])) if isinstance(ctx, SockOptContext) else 0
+    if isinstance(ctx, SockOptContext):
+        return s32(int.from_bytes(_retval(run), run.emulator.byteorder))
+    return ctx.retval if isinstance(ctx, SockAddrContext) else 0
+
+
+@helper(Helper.set_retval)
+def set_retval(run: Run, value: int) -> int:
+    """Set what the system call is going to return: an errno, or 0."""
+    ctx = run.context
+    if isinstance(ctx, SockOptContext):
+        _retval(run)[:] = (value & U32).to_bytes(4, run.emulator.byteorder)
+    elif isinstance(ctx, SockAddrContext):
+        ctx.retval = s32(value)
+    else:
+        raise Violation("only programs at a system call of a socket can set what it returns")
+    return 0
+
+
+def _retval(run: Run) -> memoryview:
+    """The bytes of ``bpf_sockopt.retval``, which the two helpers see as well."""
+    assert run.context_region is not None
+    at = SockOpt.offsetof("retval")
+    return memoryview(run.context_region.data)[at : at + 4]

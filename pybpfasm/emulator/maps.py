@@ -681,6 +681,12 @@ class LpmTrie(Map):
         return sorted((key, bytes(value.data)) for key, value in self._nodes.values())
 
 
+def _check_ring(ring: Map) -> None:
+    size = ring.max_entries
+    if ring.key_size or ring.value_size or size < 4096 or size & (size - 1):
+        raise MapError(ring.name, "a ring buffer's size is a power of 2 of at least one page", EINVAL)
+
+
 class RingBuf(Map):
     """RINGBUF: records in the order in which they were reserved; full until a reader takes some out."""
 
@@ -692,9 +698,7 @@ class RingBuf(Map):
         super().__init__(emulator, spec)
 
     def _check(self) -> None:
-        size = self.max_entries
-        if self.key_size or self.value_size or size < 4096 or size & (size - 1):
-            raise MapError(self.name, "a ring buffer's size is a power of 2 of at least one page", EINVAL)
+        _check_ring(self)
 
     def reserve(self, size: int) -> Record | None:
         """Room for *size* bytes, or ``None``."""
@@ -738,6 +742,50 @@ class RingBuf(Map):
 
     def items_raw(self) -> list[tuple[bytes, Any]]:
         return [(b"", bytes(record.data)) for record in self._records if record.state == "done"]
+
+
+class PerfEventArray(Map):
+    """PERF_EVENT_ARRAY: ``readers`` are the CPUs whose events somebody reads, all at first."""
+
+    def __init__(self, emulator: Emulator, spec: MapSpec) -> None:
+        self.records: deque[bytes] = deque()
+        self.readers = set(range(emulator.cpus))
+        super().__init__(emulator, spec)
+
+    def _check(self) -> None:
+        super()._check()
+        if (self.key_size, self.value_size) != (4, 4):
+            raise MapError(self.name, "an array of perf events has keys and values of 4 bytes", EINVAL)
+
+    def consume(self) -> list[bytes]:
+        """Take out what programs have put in."""
+        out = list(self.records)
+        self.records.clear()
+        return out
+
+    def count(self) -> int:
+        return len(self.records)
+
+
+class UserRingBuf(Map):
+    """USER_RINGBUF: records from user space, which a test puts in with `put_record`."""
+
+    def __init__(self, emulator: Emulator, spec: MapSpec) -> None:
+        self.records: deque[bytes] = deque()
+        super().__init__(emulator, spec)
+
+    def _check(self) -> None:
+        _check_ring(self)
+
+    def put_record(self, data: bytes) -> None:
+        """Let ``user_ringbuf_drain`` find *data*; raises `MapError` with ENOSPC where the ring is full."""
+        taken = sum(-(-(len(one) + 8) // 8) * 8 for one in (*self.records, data))
+        if taken > self.max_entries:
+            raise MapError(self.name, "full", ENOSPC)
+        self.records.append(data)
+
+    def count(self) -> int:
+        return len(self.records)
 
 
 class Record(Memory):
@@ -963,6 +1011,8 @@ _MODELS: Final[dict[MapType, type[Map]]] = {
     MapType.STACK: Queue,
     MapType.LPM_TRIE: LpmTrie,
     MapType.RINGBUF: RingBuf,
+    MapType.USER_RINGBUF: UserRingBuf,
+    MapType.PERF_EVENT_ARRAY: PerfEventArray,
     MapType.SOCKHASH: SockHash,
     MapType.SOCKMAP: SockMap,
     MapType.SK_STORAGE: SkStorage,

@@ -20,7 +20,7 @@ from pybpfasm.emulator.helpers import helper, s32
 from pybpfasm.emulator.maps import Redirects
 from pybpfasm.emulator.run import Run
 from pybpfasm.emulator.sockets import Socket
-from pybpfasm.kernel.context import FibLookup, SockTupleV4, SockTupleV6
+from pybpfasm.kernel.context import FibLookup, SkBuff, SockTupleV4, SockTupleV6
 from pybpfasm.kernel.enums import (
     BPF_F_HDR_FIELD_MASK,
     BPF_F_INGRESS,
@@ -41,13 +41,13 @@ from pybpfasm.kernel.enums import (
     TcxAction,
     XdpAction,
 )
-from pybpfasm.net import AF_INET, AF_INET6, IPPROTO_TCP
+from pybpfasm.net import AF_INET, AF_INET6, ETH_P_8021AD, ETH_P_8021Q, IPPROTO_TCP
 
 U32: Final = 0xFFFFFFFF
 INT_MAX: Final = 0x7FFFFFFF
 _MANGLED: Final = 0xFFFF
-# What one packet may grow to, IP_MAX_MTU of include/net/ip.h.
-_MAX_LENGTH: Final = 0xFFFF
+# What one packet may grow to: BPF_SKB_MAX_LEN, four pages without struct skb_shared_info on x86-64.
+MAX_LENGTH: Final = 4 * 4096 - 320
 
 
 # --- Reading and writing. ---
@@ -264,7 +264,7 @@ def skb_change_tail(run: Run, context: int, length: int, flags: int) -> int:
     skb = run.is_context(context, Skb)
     length &= U32
     minimum = skb.network_offset
-    if flags or length > _MAX_LENGTH + skb.network_offset or length < minimum:
+    if flags or length > MAX_LENGTH or length < minimum:
         result = -EINVAL
     else:
         result = 0
@@ -285,7 +285,7 @@ def skb_change_head(run: Run, context: int, room: int, flags: int) -> int:
     """Put *room* zero bytes before the packet."""
     skb = run.is_context(context, Skb)
     room &= U32
-    if flags or len(skb.data) + room > _MAX_LENGTH or room > _MAX_LENGTH:
+    if flags or len(skb.data) + room > MAX_LENGTH or room > INT_MAX:
         result = -EINVAL
     else:
         result = 0
@@ -295,39 +295,65 @@ def skb_change_head(run: Run, context: int, room: int, flags: int) -> int:
     return result
 
 
+_VLAN: Final = (ETH_P_8021Q, ETH_P_8021AD)
+
+
+def protocol(run: Run) -> int:
+    """The packet's EtherType, as a number of the host's."""
+    at = SkBuff.offsetof("protocol")
+    assert run.context_region is not None
+    raw = bytes(run.context_region.data[at : at + 4])
+    return int.from_bytes(raw[:2] if run.emulator.byteorder == "little" else raw[2:], "big")
+
+
+def set_protocol(run: Run, skb: Skb, kind: int) -> None:
+    """Give the packet another EtherType, which need not be the one in its link header."""
+    skb._refresh(run, "protocol", int.from_bytes(kind.to_bytes(2, "big"), run.emulator.byteorder))
+
+
+def _tag(run: Run, skb: Skb, kind: int, tci: int) -> None:
+    """Keep a VLAN tag outside the packet, none where *kind* is 0."""
+    skb._refresh(run, "vlan_present", int(kind != 0))
+    skb._refresh(run, "vlan_tci", tci)
+    skb._refresh(run, "vlan_proto", int.from_bytes(kind.to_bytes(2, "big"), run.emulator.byteorder))
+
+
+def _untag(run: Run, skb: Skb) -> int:
+    """Take a tag out of the packet; its TCI."""
+    tci = int.from_bytes(skb.data[14:16], "big")
+    del skb.data[12:16]
+    skb.linear = max(0, skb.linear - 4)
+    set_protocol(run, skb, int.from_bytes(skb.data[12:14], "big"))
+    return tci
+
+
 @helper(Helper.skb_vlan_push)
-def skb_vlan_push(run: Run, context: int, protocol: int, tci: int) -> int:
+def skb_vlan_push(run: Run, context: int, kind: int, tci: int) -> int:
     """Add a VLAN tag, kept outside the packet; one that was there goes into it."""
     skb = run.is_context(context, Skb)
     order = run.emulator.byteorder
-    kind = (protocol & 0xFFFF).to_bytes(2, order)
-    if kind not in (b"\x81\x00", b"\x88\xa8"):
-        kind = b"\x81\x00"
+    number = int.from_bytes((kind & 0xFFFF).to_bytes(2, order), "big")
     if skb["vlan_present"]:
-        inner = int(skb["vlan_proto"]).to_bytes(4, order)
-        inner = inner[:2] if order == "little" else inner[2:]
+        inner = int(skb["vlan_proto"]).to_bytes(2, order)
         skb.data[12:12] = inner + int(skb["vlan_tci"]).to_bytes(2, "big")
         skb.linear += 4
-    skb._refresh(run, "vlan_present", 1)
-    skb._refresh(run, "vlan_tci", tci & 0xFFFF)
-    skb._refresh(run, "vlan_proto", int.from_bytes(kind, order))
+        set_protocol(run, skb, int.from_bytes(inner, "big"))
+    _tag(run, skb, number if number in _VLAN else ETH_P_8021Q, tci & 0xFFFF)
     skb.moved(run, "skb_vlan_push")
     return 0
 
 
 @helper(Helper.skb_vlan_pop)
 def skb_vlan_pop(run: Run, context: int) -> int:
-    """Take the outermost VLAN tag off."""
+    """Take the outermost VLAN tag off; the next one then is outside the packet."""
     skb = run.is_context(context, Skb)
-    order = run.emulator.byteorder
     if skb["vlan_present"]:
-        skb._refresh(run, "vlan_present", 0)
-        skb._refresh(run, "vlan_tci", 0)
-        skb._refresh(run, "vlan_proto", 0)
-    elif bytes(skb.data[12:14]) in (b"\x81\x00", b"\x88\xa8") and len(skb.data) >= 18:
-        del skb.data[12:16]
-        skb.linear = max(0, skb.linear - 4)
-        skb._refresh(run, "protocol", int.from_bytes(skb.data[12:14], order))
+        _tag(run, skb, 0, 0)
+    elif protocol(run) in _VLAN and len(skb.data) >= 18:
+        _untag(run, skb)
+    kind = protocol(run)
+    if kind in _VLAN and not skb["vlan_present"] and len(skb.data) >= 18:
+        _tag(run, skb, kind, _untag(run, skb))
     skb.moved(run, "skb_vlan_pop")
     return 0
 

@@ -115,6 +115,8 @@ class Run:
         self.held: dict[int, str] = {}
         self.result: dict[str, Any] = {}
         self.sockets: dict[tuple[int, bool], SocketRegion] = {}
+        self.dynptrs: dict[int, Any] = {}  # by the address of their place on the stack
+        self.windows: dict[int, list[Region]] = {}  # into records of ring buffers, by their id
 
     # What models of helpers use.
     def pointer(self, region: Region, offset: int = 0) -> int:

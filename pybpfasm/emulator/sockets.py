@@ -54,6 +54,9 @@ class Socket:
     netns: int = 1
     cookie: int = 0
     reuseport: bool = False
+    uid: int = 0
+    cgroups: tuple[int, ...] = (1,)  # ids from the root on, its own last
+    options: dict[tuple[int, int], int | bytes] = field(default_factory=dict, repr=False)
     storage: dict[Map, Memory] = field(default_factory=dict, repr=False)
     members: list[Map] = field(default_factory=list, repr=False)
     closed: bool = False

@@ -86,6 +86,39 @@ SOL_TCP = 6
 SOL_UDP = 17
 SOL_IPV6 = 41
 
+SOL_SOCKET = 1  # asm-generic/socket.h, and the options of that level
+SO_REUSEADDR = 2
+SO_SNDBUF = 7
+SO_RCVBUF = 8
+SO_KEEPALIVE = 9
+SO_PRIORITY = 12
+SO_REUSEPORT = 15
+SO_RCVLOWAT = 18
+SO_BINDTODEVICE = 25
+SO_MARK = 36
+SO_MAX_PACING_RATE = 47
+SO_BINDTOIFINDEX = 62
+SO_TXREHASH = 74
+
+# linux/tcp.h: options of SOL_TCP
+TCP_NODELAY = 1
+TCP_MAXSEG = 2
+TCP_KEEPIDLE = 4
+TCP_KEEPINTVL = 5
+TCP_KEEPCNT = 6
+TCP_SYNCNT = 7
+TCP_WINDOW_CLAMP = 10
+TCP_CONGESTION = 13
+TCP_THIN_LINEAR_TIMEOUTS = 16
+TCP_USER_TIMEOUT = 18
+TCP_NOTSENT_LOWAT = 25
+TCP_SAVE_SYN = 27
+
+# linux/in.h, linux/in6.h: options of SOL_IP and SOL_IPV6
+IP_TOS = 1
+IPV6_TCLASS = 67
+IPV6_AUTOFLOWLABEL = 70
+
 # linux/netfilter_ipv4.h, linux/netfilter_ipv6/ip6_tables.h: options that ask for the destination before NAT
 SO_ORIGINAL_DST = 80
 IP6T_SO_ORIGINAL_DST = 80

@@ -356,16 +356,16 @@ def test_a_context_goes_with_its_program_type() -> None:
 
 def test_a_helper_without_model_and_one_of_the_users() -> None:
     def body(b: Asm, ctx: SkBuff) -> None:
-        b.call(Helper.get_current_pid_tgid)
+        b.call(Helper.get_current_task)
         b.exit()
 
     emulator = Emulator()
     spec = sched_cls(name="prog")(body).build()
     program = emulator.load(spec, engine="interpret")
-    with pytest.raises(EmulatorError, match="no model of get_current_pid_tgid"):
+    with pytest.raises(EmulatorError, match=r"no model of get_current_task, .*Helper.get_current_task"):
         program.run(Skb(PACKET))
 
-    @emulator.model(Helper.get_current_pid_tgid)
+    @emulator.model(Helper.get_current_task)
     def current(run: object) -> int:
         return 42
 

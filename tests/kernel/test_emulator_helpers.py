@@ -1,0 +1,593 @@
+# SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only
+"""Models of helpers beside the kernel's own: results, memory, packets and maps are equal in both engines."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+import pytest
+
+from loader.objects import Map, Program, possible_cpus
+from pybpfasm import isa
+from pybpfasm.emulator import Emulator, Skb, Socket, Task, Xdp
+from pybpfasm.instruction import Instruction
+from pybpfasm.isa import Imm64
+from pybpfasm.kernel.context import SkBuff
+from pybpfasm.kernel.enums import BPF_F_RDONLY_PROG, MapType, ProgType
+from pybpfasm.layout import U32
+from pybpfasm.maps import MapSpec
+from pybpfasm.program import ProgramSpec
+from pybpfasm.text import assemble
+
+CPU = sorted(os.sched_getaffinity(0))[-1]
+OUT = MapSpec("out", MapType.ARRAY, U32(), 256, 1)
+VALUE = MapSpec("value", MapType.ARRAY, U32(), 64, 1)
+RING = MapSpec("ring", MapType.RINGBUF, None, None, 4096)
+EVENTS = MapSpec("events", MapType.PERF_EVENT_ARRAY, U32(), U32(), 2)
+_MAPS = {one.name: one for one in (OUT, VALUE, RING, EVENTS)}
+
+# Where programs find their input on the stack, and where they leave results: 128 bytes each.
+INPUT, RESULT = -256, -128
+
+
+@pytest.fixture(autouse=True)
+def one_cpu() -> Iterator[None]:
+    """Stay on the CPU that the emulator says it has."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {CPU})
+    yield
+    os.sched_setaffinity(0, before)
+
+
+def _written(at: int, data: bytes) -> list[Instruction]:
+    """Instructions that put *data* at *at* on the stack, with zeros behind it up to 128 bytes."""
+    out: list[Instruction] = []
+    padded = data.ljust(128, b"\0")
+    for start in range(0, 128, 8):
+        value = int.from_bytes(padded[start : start + 8], "little")
+        low, high = (int.from_bytes(padded[start + i : start + i + 4], "little", signed=True) for i in (0, 4))
+        out.append(Instruction(isa.LD_IMM64, 2, imm=low, imm_high=high))
+        out.append(Instruction(isa.STX | isa.MEM | isa.DW, 10, 2, at + start))
+        assert value >= 0
+    return out
+
+
+def _body(text: str, texts: Sequence[MapSpec]) -> list[Instruction]:
+    """Assembly in which ``rN = map NAME`` is a map's address and ``rN = value NAME`` that of its value."""
+    out: list[Instruction] = []
+    plain: list[str] = []
+    known = {**_MAPS, **{one.name: one for one in texts}}
+    for line in [one.strip() for one in text.splitlines()] + [""]:
+        words = line.split()
+        if line and not (len(words) == 4 and words[2] in ("map", "value")):
+            plain.append(line)
+            continue
+        if plain:
+            out += assemble("\n".join(plain))
+            plain = []
+        if line:
+            kind = Imm64.MAP_FD if words[2] == "map" else Imm64.MAP_VALUE
+            out.append(Instruction(isa.LD_IMM64, int(words[0][1:]), kind, reference=known[words[3]]))
+    return out
+
+
+def program(
+    text: str, *, data: bytes = b"", texts: Sequence[MapSpec] = (), kind: ProgType = ProgType.SCHED_CLS
+) -> ProgramSpec:
+    """A program of *text*, whose r0 and 128 bytes of results go to map ``out``."""
+    code = [
+        *assemble("r6 = r1"),
+        *_written(INPUT, data),
+        *_written(RESULT, b""),
+        *assemble("r1 = r6"),
+        *_body(text, texts),
+        *assemble("r7 = r0"),
+        Instruction(isa.LD_IMM64, 9, Imm64.MAP_VALUE, reference=OUT),
+        *assemble("*(u64 *)(r9 +0) = r7"),
+    ]
+    for at in range(0, 128, 8):
+        code += assemble(f"r2 = *(u64 *)(r10 {RESULT + at:+})\n*(u64 *)(r9 +{8 + at}) = r2")
+    code += assemble("r0 = r7\nexit")
+    return ProgramSpec("helpers", kind, None, "GPL", tuple(code), (), "little")
+
+
+@dataclass
+class Outcome:
+    """What a run leaves behind."""
+
+    value: int
+    packet: bytes
+    out: bytes
+
+
+PACKET = bytes(12) + b"\x08\x00" + b"\x45" + bytes(range(1, 100))
+
+
+def _context(kind: ProgType, packet: bytes) -> Skb | Xdp:
+    """The context of a test run, which comes in on ``lo`` and has a socket."""
+    if kind is ProgType.XDP:
+        return Xdp(packet, ingress_ifindex=1)
+    return Skb(packet, ifindex=1, socket=Socket())
+
+
+def both(spec: ProgramSpec, packet: bytes = PACKET, *, task: Task | None = None) -> Outcome:
+    """Run in the kernel and in both engines, which must agree; returns what they agree on."""
+    cpus = possible_cpus()
+    with ExitStack() as stack:
+        maps = {one.name: stack.enter_context(Map.create(one)) for one in spec.maps}
+        kernel = stack.enter_context(Program.load(spec, maps))
+        context = SkBuff.pack() if spec.type is ProgType.SCHED_CLS else b""
+        found = kernel.test_run(packet, ctx=context, data_out_size=70_000)
+        expected = Outcome(found.retval, found.data, bytes(maps["out"][0]))
+    for engine in ("interpret", "translate"):
+        emulator = Emulator(cpus=cpus, engine=engine)
+        emulator.cpu = min(CPU, cpus - 1)
+        if task is not None:
+            emulator.task = task
+        result = emulator.load(spec).run(_context(spec.type, packet))
+        assert Outcome(result.value, result.packet, emulator.map("out")[0]) == expected
+    return expected
+
+
+# --- Numbers out of text. ---
+
+_NUMBERS = (
+    b"0",
+    b"42",
+    b"-42",
+    b"  \t\n17",
+    b"\xa0 5",
+    b"+7",
+    b"--3",
+    b"- 3",
+    b"0x1F",
+    b"0x",
+    b"0xg",
+    b"0X7fG",
+    b"017",
+    b"089",
+    b"12abc",
+    b"abc",
+    b"-",
+    b"   ",
+    b"9223372036854775807",
+    b"9223372036854775808",
+    b"-9223372036854775808",
+    b"-9223372036854775809",
+    b"18446744073709551615",
+    b"18446744073709551616",
+    b"0" * 62 + b"9",
+    b"0" * 63 + b"9",
+    b" " * 70 + b"7",
+    b"7\x009",
+)
+
+
+@pytest.mark.parametrize("name", ["strtol", "strtoul"])
+@pytest.mark.parametrize("base", [0, 8, 10, 16])
+def test_numbers_out_of_text(name: str, base: int) -> None:
+    for text in _NUMBERS:
+        both(_number(name, text, base))
+
+
+def _number(name: str, text: bytes, flags: int) -> ProgramSpec:
+    body = f"""
+    r1 = r10
+    r1 += {INPUT}
+    r2 = {len(text)}
+    r3 = {flags}
+    r4 = r10
+    r4 += {RESULT}
+    call bpf_{name}
+    """
+    return program(body, data=text)
+
+
+@pytest.mark.parametrize("flags", [2, 7, 17, 32, 10 + 32])
+def test_what_is_no_base(flags: int) -> None:
+    assert both(_number("strtol", b"11", flags)).value == 2**32 - 22
+
+
+# --- Text. ---
+
+
+def _rodata(name: str, text: bytes) -> MapSpec:
+    return MapSpec(name, MapType.ARRAY, U32(), len(text), 1, flags=BPF_F_RDONLY_PROG, contents=text)
+
+
+_FORMATS = (
+    (b"plain", ()),
+    (b"100%%", ()),
+    (b"%d %i %u %x %X", (2**64 - 1, 7, 2**32 - 1, 0xBEEF, 0xBEEF)),
+    (b"%ld %lu %llx %lld", (2**64 - 1, 2**64 - 1, 2**63, 2**63)),
+    (b"[%5d][%-5d][%05d][%+d][% d]", (42, 42, 42, 42, 42)),
+    (b"%c%c%c", (65, 66, 67)),
+    (b"%d", (2**32 + 5,)),
+    (b"%px", (0x1234,)),
+    (b"%d and more", (1, 2, 3)),
+    (b"tab\tand newline\n", ()),
+)
+
+
+@pytest.mark.parametrize("size", [64, 5, 1])
+@pytest.mark.parametrize(("text", "values"), _FORMATS, ids=lambda value: repr(value)[:24])
+def test_snprintf(text: bytes, values: tuple[int, ...], size: int) -> None:
+    form = _rodata("form", text + b"\0")
+    body = f"""
+    r1 = r10
+    r1 += {RESULT}
+    r2 = {size}
+    r3 = value form
+    r4 = r10
+    r4 += {INPUT}
+    r5 = {8 * len(values)}
+    call bpf_snprintf
+    """
+    both(program(body, data=b"".join(value.to_bytes(8, "little") for value in values), texts=[form]))
+
+
+_PRINTED = (
+    b"%d %s\0",
+    b"%d %d %d %d\0",
+    b"no zero",
+    b"%f\0",
+    b"%#x\0",
+    b"%hd\0",
+    b"%ll\0",
+    b"%\0",
+    b"%zu\0",
+    b"a\x01b\0",
+    b"\x80\0",
+    b"%d%%\0",
+    b"%pX\0",
+    b"%5.2d\0",
+)
+
+
+@pytest.mark.parametrize("text", _PRINTED, ids=repr)
+def test_trace_printk(text: bytes) -> None:
+    """What the format may hold, by what the helper returns."""
+    body = f"""
+    r1 = r10
+    r1 += {INPUT}
+    r2 = {len(text)}
+    r3 = 12
+    r4 = 7
+    r5 = 9
+    call bpf_trace_printk
+    """
+    if b"%s" in text:
+        body = body.replace("r4 = 7", f"r4 = r10\nr4 += {INPUT + 64}")
+    both(program(body, data=text.ljust(64, b"\0") + b"hello\0"))
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (b"abc", b"abc"),
+        (b"abc", b"abd"),
+        (b"abd", b"abc"),
+        (b"ab", b"abc"),
+        (b"abc", b"ab"),
+        (b"\xff", b"a"),
+        (b"", b""),
+    ],
+    ids=repr,
+)
+@pytest.mark.parametrize("size", [1, 3, 8])
+def test_strncmp(first: bytes, second: bytes, size: int) -> None:
+    other = _rodata("other", second + b"\0")
+    body = f"""
+    r1 = r10
+    r1 += {INPUT}
+    r2 = {size}
+    r3 = value other
+    call bpf_strncmp
+    """
+    both(program(body, data=first, texts=[other]))
+
+
+# --- Dynamic pointers. ---
+
+DYNPTR = -280
+_MAKE = f"""
+r1 = value value
+r2 = SIZE
+r3 = FLAGS
+r4 = r10
+r4 += {DYNPTR}
+call bpf_dynptr_from_mem
+*(u64 *)(r10 {RESULT}) = r0
+"""
+
+
+def _dynptr(text: str, size: int = 48, flags: int = 0) -> str:
+    return _MAKE.replace("SIZE", str(size)).replace("FLAGS", str(flags)) + text
+
+
+def _read(offset: int, size: int, flags: int = 0) -> str:
+    return f"""
+    r1 = r10
+    r1 += {RESULT + 8}
+    r2 = {size}
+    r3 = r10
+    r3 += {DYNPTR}
+    r4 = {offset}
+    r5 = {flags}
+    call bpf_dynptr_read
+    """
+
+
+def _write(offset: int, size: int, flags: int = 0) -> str:
+    return f"""
+    r1 = r10
+    r1 += {DYNPTR}
+    r2 = {offset}
+    r3 = r10
+    r3 += {INPUT}
+    r4 = {size}
+    r5 = {flags}
+    call bpf_dynptr_write
+    *(u64 *)(r10 {RESULT + 40}) = r0
+    """
+
+
+@pytest.mark.parametrize("flags", [0, 1])
+@pytest.mark.parametrize(
+    ("offset", "size"), [(0, 8), (40, 8), (41, 8), (48, 1), (16, 24), (1000, 8), (-1, 8)]
+)
+def test_dynptr_of_a_value(offset: int, size: int, flags: int) -> None:
+    body = _dynptr(_write(offset, size, flags) + _read(8, 24) + f"*(u64 *)(r10 {RESULT + 48}) = r0")
+    both(program(body + _read(offset, size, flags), data=bytes(range(1, 65))))
+
+
+@pytest.mark.parametrize("flags", [1, 2])
+def test_a_dynptr_that_could_not_be_made(flags: int) -> None:
+    assert both(program(_dynptr(_write(0, 8) + _read(0, 8), flags=flags))).value == 2**32 - 22
+
+
+@pytest.mark.parametrize(("offset", "size"), [(0, 16), (32, 16), (33, 16), (48, 16), (47, 1)])
+def test_dynptr_data(offset: int, size: int) -> None:
+    body = f"""
+    r1 = r10
+    r1 += {DYNPTR}
+    r2 = {offset}
+    r3 = {size}
+    call bpf_dynptr_data
+    if r0 == 0 goto pc+4
+    r2 = 77
+    *(u8 *)(r0 +0) = r2
+    r0 = 1
+    goto pc+0
+    """
+    both(program(_dynptr(_write(0, 48) + body) + _read(0, 48) + "r7 = r0", data=bytes(range(1, 65))))
+
+
+@pytest.mark.parametrize("finish", ["submit", "discard"])
+@pytest.mark.parametrize(("size", "flags"), [(16, 0), (0, 0), (4088, 0), (4089, 0), (16, 1), (1 << 24, 0)])
+def test_a_record_as_a_dynptr(size: int, flags: int, finish: str) -> None:
+    body = f"""
+    r1 = map ring
+    r2 = {size}
+    r3 = {flags}
+    r4 = r10
+    r4 += {DYNPTR}
+    call bpf_ringbuf_reserve_dynptr
+    *(u64 *)(r10 {RESULT}) = r0
+    {_write(0, 16)}
+    {_read(4, 8)}
+    *(u64 *)(r10 {RESULT + 48}) = r0
+    r1 = r10
+    r1 += {DYNPTR}
+    r2 = 0
+    call bpf_ringbuf_{finish}_dynptr
+    r1 = map ring
+    r2 = 0
+    call bpf_ringbuf_query
+    """
+    both(program(body, data=bytes(range(1, 65))))
+
+
+# --- Who the program runs for. ---
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        "call bpf_get_current_pid_tgid",
+        "call bpf_get_current_uid_gid",
+        *[f"r1 = r10\nr1 += {RESULT}\nr2 = {size}\ncall bpf_get_current_comm" for size in (16, 4, 1, 40)],
+        "r1 = r6\ncall bpf_get_socket_uid",
+        "r1 = r6\ncall bpf_get_cgroup_classid",
+    ],
+    ids=lambda text: text.replace("\n", "; ")[-40:],
+)
+def test_task(call: str) -> None:
+    task = Task(os.getpid(), os.getpid(), os.getuid(), os.getgid(), _comm())
+    both(program(call), task=task)
+
+
+def _comm() -> str:
+    with open("/proc/thread-self/comm") as file:
+        return file.read().rstrip("\n")
+
+
+# --- Packets. ---
+
+_PROTOCOL = f"r2 = *(u32 *)(r6 +{SkBuff.offsetof('protocol')})\n*(u64 *)(r10 {RESULT}) = r2"
+_V6 = bytes(12) + b"\x86\xdd" + b"\x60" + bytes(range(1, 100))
+_ARP = bytes(12) + b"\x08\x06" + bytes(range(1, 100))
+_ENCAPS = (
+    0,
+    2,
+    4,
+    6,
+    2 | 8,
+    4 | 16,
+    2 | 24,
+    2 | 64,
+    2 | 64 | 14 << 56,
+    2 | 60 << 56,
+    32,
+    128,
+    256,
+    384,
+    512,
+    1,
+    8,
+)
+
+
+@pytest.mark.parametrize("packet", [PACKET, _V6, _ARP], ids=["v4", "v6", "arp"])
+@pytest.mark.parametrize("mode", [0, 1, 2])
+def test_adjust_room(packet: bytes, mode: int) -> None:
+    wrong = []
+    for difference in (0, 4, 20, 40, -4, -20, -40, -60, -79, -80, 0xFFF, 0x1000, -0x1000):
+        for flags in _ENCAPS:
+            low, high = flags & 0xFFFFFFFF, flags >> 32
+            body = f"""
+            r1 = r6
+            r2 = {difference}
+            r3 = {mode}
+            r4 = {high}
+            r4 <<= 32
+            r4 |= {low}
+            call bpf_skb_adjust_room
+            {_PROTOCOL}
+            """
+            try:
+                both(program(body), packet)
+            except AssertionError as error:
+                wrong.append((difference, flags, str(error)[:300]))
+    assert not wrong, wrong
+
+
+def test_an_encapsulated_packet_is_not_encapsulated_again() -> None:
+    call = "r1 = r6\nr2 = 20\nr3 = 1\nr4 = 2\ncall bpf_skb_adjust_room"
+    assert both(program(f"{call}\n*(u64 *)(r10 {RESULT}) = r0\n{call}")).value == 2**32 - 114
+
+
+@pytest.mark.parametrize("packet", [PACKET, _V6, _ARP], ids=["v4", "v6", "arp"])
+@pytest.mark.parametrize("kind", [0x0008, 0xDD86, 0x0608])
+@pytest.mark.parametrize("flags", [0, 1])
+def test_change_proto(packet: bytes, kind: int, flags: int) -> None:
+    body = f"r1 = r6\nr2 = {kind}\nr3 = {flags}\ncall bpf_skb_change_proto\n{_PROTOCOL}"
+    both(program(body), packet)
+
+
+@pytest.mark.parametrize("tos", range(4))
+@pytest.mark.parametrize("version", [4, 6])
+def test_ecn(tos: int, version: int) -> None:
+    packet = bytearray(PACKET if version == 4 else _V6)
+    packet[15] = 0xA4 | tos if version == 4 else tos << 4 | 5
+    both(program("r1 = r6\ncall bpf_skb_ecn_set_ce"), bytes(packet))
+    both(program("r1 = r6\ncall bpf_skb_ecn_set_ce"), _ARP)
+
+
+@pytest.mark.parametrize("packet", [PACKET, _ARP], ids=["v4", "arp"])
+@pytest.mark.parametrize("clock", range(4))
+@pytest.mark.parametrize("stamp", [0, 12345])
+def test_set_tstamp(packet: bytes, clock: int, stamp: int) -> None:
+    body = f"""
+    r1 = r6
+    r2 = {stamp}
+    r3 = {clock}
+    call bpf_skb_set_tstamp
+    r2 = *(u8 *)(r6 +{SkBuff.offsetof("tstamp_type")})
+    *(u64 *)(r10 {RESULT}) = r2
+    r2 = *(u64 *)(r6 +{SkBuff.offsetof("tstamp")})
+    *(u64 *)(r10 {RESULT + 8}) = r2
+    """
+    both(program(body), packet)
+
+
+@pytest.mark.parametrize("kind", [ProgType.SCHED_CLS, ProgType.XDP], ids=lambda kind: kind.name)
+@pytest.mark.parametrize(
+    ("ifindex", "asked", "difference", "flags"),
+    [
+        (1, 0, 0, 0),
+        (1, 65536, 0, 0),
+        (1, 65537, 0, 0),
+        (1, 65537, -1, 0),
+        (1, 0, 65540, 0),
+        (99, 0, 0, 0),
+        (0, 0, 0, 0),
+        (1, 0, 0, 2),
+        (1, 5, 0, 1),
+        (1, 0, 1, 1),
+    ],
+)
+def test_check_mtu(
+    ifindex: int, asked: int, difference: int, flags: int, kind: ProgType, netns: object
+) -> None:
+    body = f"""
+    r1 = {asked}
+    *(u32 *)(r10 {RESULT}) = r1
+    r1 = r6
+    r2 = {ifindex}
+    r3 = r10
+    r3 += {RESULT}
+    r4 = {difference}
+    r5 = {flags}
+    call bpf_check_mtu
+    """
+    both(program(body, kind=kind))
+
+
+@pytest.mark.parametrize("size", [0, 4, 10, 60, 99, 114, 115, 200, 300, 65536])
+@pytest.mark.parametrize("flags", [0, 1])
+def test_change_tail(size: int, flags: int) -> None:
+    both(program(f"r1 = r6\nr2 = {size}\nr3 = {flags}\ncall bpf_skb_change_tail"))
+
+
+@pytest.mark.parametrize("room", [0, 4, 14, 64, 65535, 65536])
+@pytest.mark.parametrize("flags", [0, 1])
+def test_change_head(room: int, flags: int) -> None:
+    both(program(f"r1 = r6\nr2 = {room}\nr3 = {flags}\ncall bpf_skb_change_head"))
+
+
+@pytest.mark.parametrize("kind", [0, 1, 2, 3, 4, 5])
+def test_change_type(kind: int) -> None:
+    read = f"r2 = *(u32 *)(r6 +{SkBuff.offsetof('pkt_type')})\n*(u64 *)(r10 {RESULT}) = r2"
+    both(program(f"r1 = r6\nr2 = {kind}\ncall bpf_skb_change_type\n{read}"))
+
+
+@pytest.mark.parametrize("protocol", [0x0081, 0xA888, 0x0008])
+def test_vlan(protocol: int) -> None:
+    fields = "\n".join(
+        f"r2 = *(u32 *)(r6 +{SkBuff.offsetof(name)})\n*(u64 *)(r10 {RESULT + 8 * i}) = r2"
+        for i, name in enumerate(("vlan_present", "vlan_tci", "vlan_proto", "protocol", "len"))
+    )
+    push = f"r1 = r6\nr2 = {protocol}\nr3 = 0x123\ncall bpf_skb_vlan_push\n"
+    pop = "r1 = r6\ncall bpf_skb_vlan_pop\n"
+    for calls in (push, push + push, push + pop, push + push + pop, push + push + pop + pop, pop):
+        both(program(calls + fields))
+
+
+@pytest.mark.parametrize("flags", [0, 0xFFFFFFFF, 1, 2, 7, 0x4_00000000, 0xFFFF_FFFFFFFF, 1 << 60])
+@pytest.mark.parametrize("kind", [ProgType.SCHED_CLS, ProgType.XDP], ids=lambda kind: kind.name)
+def test_perf_event_output_that_nobody_reads(flags: int, kind: ProgType) -> None:
+    body = f"""
+    r1 = r6
+    r2 = map events
+    r3 = {flags >> 32}
+    r3 <<= 32
+    r4 = {flags & 0xFFFFFFFF} ll
+    r3 |= r4
+    r4 = r10
+    r4 += {INPUT}
+    r5 = 16
+    call bpf_perf_event_output
+    """
+    spec = program(body, kind=kind)
+    with ExitStack() as stack:
+        maps = {one.name: stack.enter_context(Map.create(one)) for one in spec.maps}
+        kernel = stack.enter_context(Program.load(spec, maps))
+        expected = kernel.test_run(PACKET, ctx=SkBuff.pack() if kind is ProgType.SCHED_CLS else b"").retval
+    emulator = Emulator(cpus=2)
+    emulator.map(EVENTS).readers.clear()  # type: ignore[attr-defined]
+    assert emulator.load(spec).run(_context(kind, PACKET)).value == expected
+    assert expected in (2**32 - 2, 2**32 - 7, 2**32 - 14, 2**32 - 22)
