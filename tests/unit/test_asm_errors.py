@@ -246,6 +246,19 @@ CASES: dict[str, tuple[str, str]] = {
         "this belongs to another function than case: "
         "registers and views are used in the function that they were made for",
     ),
+    "another function's operand": ("b.r2 += Asm('other').r1  # <-", "belongs to another function"),
+    "a comparison with another function's": (
+        "b.If(b.r1 == Asm('other').r1).goto('x')  # <-",
+        "belongs to another function",
+    ),
+    "a store of another function's": (
+        "b.u64[b.r10 - 8] = Asm('other').r1  # <-",
+        "belongs to another function",
+    ),
+    "an atomic of another function's": (
+        "b.u64[b.r10 - 8].lock_add(Asm('other').r1)  # <-",
+        "belongs to another function",
+    ),
     "another function's memory": ("b.r2 = SkBuff(Asm('other').r1).mark  # <-", "belongs to another function"),
     "another function's address": (
         "b.lea(b.r2, SkBuff(Asm('other').r1))  # <-",

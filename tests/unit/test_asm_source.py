@@ -10,7 +10,7 @@ import shutil
 import struct
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +105,27 @@ def test_statements_of_several_lines_and_other_ways_to_call() -> None:
 
     expected = ["several lines"] * 2 + ["lambda"] + ["set"] * 2 + ["decorated"] * 2 + ["end"] * 2
     assert lines(main.build()) == [line_with(name) for name in expected]
+
+
+def test_a_generator_is_called_by_whoever_resumes_it() -> None:
+    """Its frame goes on where it stopped, under another caller."""
+
+    def steps(b: Asm) -> Iterator[None]:
+        b.r2 = 1
+        yield
+        b.r2 = 2
+        yield
+
+    @sched_cls()
+    def main(b: Asm, ctx: SkBuff) -> None:
+        running = steps(b)
+        next(running)  # first resumed
+        next(running)  # then resumed
+        b.ret(0)
+
+    spec = main.build()
+    callers = [where.caller.line for slot in (0, 1) if (where := spec.location(slot)) and where.caller]
+    assert callers == [line_with("first resumed"), line_with("then resumed")]
 
 
 def test_blocks_belong_to_their_with() -> None:
