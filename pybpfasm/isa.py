@@ -214,8 +214,11 @@ def _build() -> dict[int, tuple[Form, ...]]:
             add(Form(cls | op | X, op.name.lower() + suffix, WRITE, READ))
         for op in (Alu.LSH, Alu.RSH, Alu.ARSH):
             # Section 4.1 masks the shift, so that every immediate has a meaning; the verifier wants less.
-            add(Form(cls | op | K, op.name.lower() + suffix, WRITE, imm=ANY, kernel_imm=shift))
-            add(Form(cls | op | X, op.name.lower() + suffix, WRITE, READ))
+            # Before 5.0 the verifier refused the arithmetic shift of 32 bits.
+            since = (5, 0) if op == Alu.ARSH and bits == 32 else (3, 18)
+            name = op.name.lower() + suffix
+            add(Form(cls | op | K, name, WRITE, imm=ANY, kernel=since, kernel_imm=shift))
+            add(Form(cls | op | X, name, WRITE, READ, kernel=since))
         for op in (Alu.DIV, Alu.MOD):
             for offset, sign, version, kernel in ((0, "", 1, (3, 18)), (1, "s", 4, (6, 6))):
                 name = sign + op.name.lower() + suffix

@@ -32,6 +32,8 @@ INTERNAL = frozenset(
         "asm/conversions.py",
         "asm/jumps.py",
         "asm/operands.py",
+        "asm/rewrite.py",
+        "asm/splice.py",
         "core.py",
         "layout.py",
         "maps.py",

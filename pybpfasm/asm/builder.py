@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from pybpfasm.extern import Extern
     from pybpfasm.kernel.enums import Helper
     from pybpfasm.program import Subprogram
+    from pybpfasm.target import Target
 
 STACK_LIMIT: Final = 512
 # CO_GENERATOR, CO_COROUTINE and CO_ASYNC_GENERATOR of inspect, which takes long to import.
@@ -106,6 +107,12 @@ def _register(name: str) -> _Register:
     return property(attrgetter("_" + name), write)  # type: ignore[return-value]
 
 
+def _target(target: str | Target) -> Target:
+    from pybpfasm.target import Target
+
+    return Target.of(target)
+
+
 class _NoRegister:
     """``b.r11`` and the like."""
 
@@ -144,7 +151,8 @@ _REGISTERS: Final = tuple(f"_{kind}{index}" for kind in "rw" for index in range(
 
 
 class Asm:
-    """Writes the instructions of one function.
+    """Writes the instructions of one function, for a *target*: an ISA level (``"v3"``), a Linux release
+    (``"5.15"``), or whatever has all instructions.
 
     ``b.r0`` to ``b.r10`` and ``b.w0`` to ``b.w10`` are the registers, ``b.u8[…]`` to ``b.u64[…]`` is memory
     at an address. Every mistake is an `AsmError` at the Python line that made it.
@@ -173,6 +181,7 @@ class Asm:
         "byteorder",
         "entry",
         "name",
+        "target",
         *_REGISTERS,
     )
 
@@ -202,8 +211,15 @@ class Asm:
         # What the four bits of an encoded register could say, but no program may.
         r11 = r12 = r13 = r14 = r15 = w11 = w12 = w13 = w14 = w15 = _NoRegister()
 
-    def __init__(self, name: str, entry: CodeType | None = None, byteorder: ByteOrder = "little") -> None:
+    def __init__(
+        self,
+        name: str,
+        entry: CodeType | None = None,
+        byteorder: ByteOrder = "little",
+        target: str | Target | None = None,
+    ) -> None:
         self.name = name
+        self.target = None if target is None else _target(target)
         self.byteorder: ByteOrder = byteorder
         self.entry = entry
         self._regs = tuple(tuple(Reg(self, i, w) for i in range(11)) for w in (False, True))
@@ -629,7 +645,8 @@ class Asm:
     def finish(self) -> list[Instruction]:
         """The instructions, jumps resolved; references to maps and subprograms stay.
 
-        Raises `AsmError` for a label that nothing marks, a comparison that nothing uses, an empty function
+        What ``target`` lacks has been rewritten where `pybpfasm.asm.rewrite` can. Raises `AsmError` where it
+        can't, for a label that nothing marks, a comparison that nothing uses, an empty function
         and a way past its end.
         """
         self._forget()
@@ -662,6 +679,10 @@ class Asm:
                         "and the statement before always leaves",
                         resolve(origin),
                     )
+        if self.target is not None:
+            from pybpfasm.asm.rewrite import rewrite
+
+            rewrite(self, self.target)
         return resolve_jumps(self)
 
     def _slot(self, index: int) -> int:
