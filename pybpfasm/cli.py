@@ -32,7 +32,7 @@ from pybpfasm.errors import PybpfasmError, suggestion
 if TYPE_CHECKING:
     from pybpfasm.instruction import Instruction
     from pybpfasm.layout import ByteOrder
-    from pybpfasm.program import Function, ProgramSpec
+    from pybpfasm.program import Function, ProgramSpec, Template
 
 __all__ = ["CliError", "load_programs", "main"]
 
@@ -99,13 +99,12 @@ def _parser() -> argparse.ArgumentParser:
     asm = command("asm", _asm, "assemble text, or a program, to bytes", "a file of text, or a program")
     asm.add_argument("-o", "--output", metavar="FILE", help="where to write (default: standard output)")
     asm.add_argument("--format", choices=("bin", "hex"), help="default: hex on standard output, else bin")
-    asm.add_argument(
-        "--target", dest="level", metavar="LEVEL", help="refuse what this lacks: v1 to v5, or a Linux release"
-    )
+    _level(asm)
     _byteorder(asm)
 
     dis = command("dis", _dis, "disassemble to the kernel's syntax")
     dis.add_argument("--no-lines", action="store_true", help="leave out the Python lines")
+    _level(dis)
     _byteorder(dis)
 
     cfg = command("cfg", _cfg, "draw the control-flow graph as SVG")
@@ -118,6 +117,7 @@ def _parser() -> argparse.ArgumentParser:
     elf.set_defaults(run=_elf)
     elf.add_argument("targets", nargs="+", metavar="target", help="programs to write, or one object to list")
     elf.add_argument("-o", "--output", metavar="FILE", help="the object to write")
+    _level(elf)
 
     commands.add_parser("check", help="check programs before they are loaded", add_help=False)
 
@@ -134,6 +134,16 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _level(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--target",
+        dest="level",
+        metavar="LEVEL",
+        help="an ISA level, v1 to v5, or a Linux release: programs in Python are written for it, "
+        "and what it lacks is refused",
+    )
+
+
 def _byteorder(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--big-endian", dest="byteorder", action="store_const", const="big", default="little",
@@ -142,15 +152,29 @@ def _byteorder(parser: argparse.ArgumentParser) -> None:
 
 
 # Finding what a target names.
-def load_programs(target: str, byteorder: ByteOrder = "little") -> list[ProgramSpec]:
+def load_programs(
+    target: str, byteorder: ByteOrder = "little", level: str | None = None
+) -> list[ProgramSpec]:
     """The programs that *target* names (see the top of this module).
 
-    Text and bytes are a program of type ``UNSPEC`` with the file's name. Raises `PybpfasmError`, `OSError`.
+    Text and bytes are a program of type ``UNSPEC`` with the file's name. With *level*, an ISA level or a
+    Linux release, templates are built for that, and what other programs have beyond it is an `AsmError`.
+    Raises `PybpfasmError`, `OSError`.
     """
+    found = _load(target, byteorder, level)
+    if level is not None:
+        from pybpfasm.target import check_target
+
+        for spec in found:
+            check_target(spec.instructions, level)
+    return found
+
+
+def _load(target: str, byteorder: ByteOrder, level: str | None) -> list[ProgramSpec]:
     path, separator, name = target.rpartition(":")
     if separator and not Path(target).exists():
         if path.endswith(".py") or not Path(path).exists():
-            return [_from_module(path, name)]
+            return [_from_module(path, name, byteorder, level)]
         return [_from_object(Path(path).read_bytes(), path, name)]
     if target.endswith(".py") and Path(target).is_file():
         raise UsageError(
@@ -171,8 +195,8 @@ def load_programs(target: str, byteorder: ByteOrder = "little") -> list[ProgramS
     return [_bare(data, target, byteorder)]
 
 
-def _one(target: str, byteorder: ByteOrder) -> ProgramSpec:
-    found = load_programs(target, byteorder)
+def _one(target: str, byteorder: ByteOrder, level: str | None = None) -> ProgramSpec:
+    found = load_programs(target, byteorder, level)
     if len(found) > 1:
         names = ", ".join(spec.name for spec in found)
         raise UsageError(f"{target} has several programs ({names}); name one, {target}:{found[0].name}")
@@ -320,7 +344,7 @@ def _listed(module: ModuleType) -> str:
     return f" (it has {', '.join(names)})" if names else " (it has no programs)"
 
 
-def _from_module(module_name: str, expression: str) -> ProgramSpec:
+def _from_module(module_name: str, expression: str, byteorder: ByteOrder, level: str | None) -> ProgramSpec:
     from pybpfasm.program import ProgramSpec, Template
 
     name, positional, keywords = _call(expression)
@@ -345,11 +369,11 @@ def _from_module(module_name: str, expression: str) -> ProgramSpec:
             ) from None
     try:
         if isinstance(found, Template):
-            found = found.build(*positional, **keywords)
+            found = _build(found, byteorder, level, *positional, **keywords)
         elif callable(found) and not isinstance(found, ProgramSpec):
             found = found(*positional, **keywords)
             if isinstance(found, Template):
-                found = found.build()
+                found = _build(found, byteorder, level)
     except PybpfasmError:
         raise
     except TypeError as error:
@@ -367,6 +391,15 @@ def _from_module(module_name: str, expression: str) -> ProgramSpec:
             "not a program or a function that returns one"
         )
     return found
+
+
+def _build(
+    template: Template[...], byteorder: ByteOrder, level: str | None, *positional: Any, **keywords: Any
+) -> ProgramSpec:
+    chosen = template if level is None else template.for_target(level)
+    # What is not asked for is the machine's own.
+    order = byteorder if byteorder == "big" else sys.byteorder
+    return chosen.build_for(order, *positional, **keywords)
 
 
 def _call(expression: str) -> tuple[str, list[Any], dict[str, Any]]:
@@ -402,11 +435,7 @@ def _write(data: bytes, output: str | None) -> None:
 
 
 def _asm(options: argparse.Namespace) -> int:
-    spec = _one(options.target, options.byteorder)
-    if options.level is not None:
-        from pybpfasm.target import check_target
-
-        check_target(spec.instructions, options.level)
+    spec = _one(options.target, options.byteorder, options.level)
     code = spec.code()
     form = options.format or ("hex" if options.output is None else "bin")
     if form == "hex":
@@ -419,7 +448,7 @@ def _asm(options: argparse.Namespace) -> int:
 
 
 def _dis(options: argparse.Namespace) -> int:
-    specs = load_programs(options.target, options.byteorder)
+    specs = load_programs(options.target, options.byteorder, options.level)
     words = "\n".join(spec.listing(lines=not options.no_lines) for spec in specs)
     _write(words.encode(sys.stdout.encoding or "utf-8", "replace"), None)
     return 0
@@ -438,7 +467,7 @@ def _elf(options: argparse.Namespace) -> int:
     from pybpfasm.elf import read_object, write_object
 
     if options.output is not None:
-        specs = [spec for target in options.targets for spec in load_programs(target)]
+        specs = [spec for target in options.targets for spec in load_programs(target, level=options.level)]
         _write(write_object(specs), options.output)
         return 0
     if len(options.targets) != 1:

@@ -36,6 +36,7 @@ from pybpfasm.source import capture, forget, raised_at, record, resolve
 if TYPE_CHECKING:
     from pybpfasm.btf import Btf, BtfBuilder
     from pybpfasm.core import CoreRelocation, CoreResolver, Extern
+    from pybpfasm.target import Requirement, Target
 
 __all__ = [
     "Function",
@@ -95,8 +96,8 @@ class ProgramSpec:
     ``name``, ``type``, ``attach_type``, ``license`` and ``prog_flags`` (``BPF_F_*``) are for
     ``BPF_PROG_LOAD``. ``instructions`` are all of the program's, subprograms behind the main function;
     ``functions`` says where each begins, ``slots`` how many slots of 8 bytes they take. ``maps`` are those
-    that they name. ``byteorder`` is that of the machine which it was built for. Raises `AsmError` for two
-    different maps of one name.
+    that they name. ``byteorder`` is that of the machine which it was built for, ``target`` the ISA level or
+    kernel release, where one was given. Raises `AsmError` for two different maps of one name.
     """
 
     def __init__(
@@ -109,6 +110,7 @@ class ProgramSpec:
         functions: tuple[Function, ...],
         byteorder: ByteOrder,
         prog_flags: int = 0,
+        target: Target | None = None,
     ) -> None:
         self.name = name
         self.type = type
@@ -118,6 +120,7 @@ class ProgramSpec:
         self.functions = functions
         self.byteorder: ByteOrder = byteorder
         self.prog_flags = prog_flags
+        self.target = target
         self._debug: tuple[bytes, bytes, bytes] | None = None
         maps: dict[str, MapSpec] = {}
         wide = 0
@@ -142,6 +145,14 @@ class ProgramSpec:
 
     def __repr__(self) -> str:
         return f"<ProgramSpec {self.name} {self.type.name} {self.slots} slots>"
+
+    @property
+    def requirement(self) -> Requirement:
+        """The ISA level and the kernel release that the instructions need; ``str()`` of it is
+        ``v3, Linux 5.12``."""
+        from pybpfasm.target import required_version
+
+        return required_version(self.instructions)
 
     @property
     def expected_attach_type(self) -> AttachType | None:
@@ -345,9 +356,9 @@ class Subprogram:
     def __repr__(self) -> str:
         return f"<subprogram {self.name}>"
 
-    def write(self, byteorder: ByteOrder) -> Asm:
-        """The subprogram's own instructions."""
-        b = Asm(self.name, self._function.__code__, byteorder)
+    def write(self, byteorder: ByteOrder, target: Target | None = None) -> Asm:
+        """The subprogram's own instructions, for the *target* of the program that names it."""
+        b = Asm(self.name, self._function.__code__, byteorder, target)
         with _writing(b):
             self._function(b, *self._settings)
         return b
@@ -412,9 +423,11 @@ class Template(Generic[P]):
         license: str,
         prog_flags: int,
         check: bool = True,
+        target: Target | None = None,
     ) -> None:
         self._function = function
         self._check = check
+        self.target = target
         self.type = type
         self.attach_type = attach_type
         self.context = context
@@ -422,6 +435,24 @@ class Template(Generic[P]):
         self.license = license
         self.prog_flags = prog_flags
         self.__doc__ = function.__doc__
+
+    def for_target(self, target: str | Target | None) -> Template[P]:
+        """The same program for another *target*: an ISA level (``"v1"`` to ``"v5"``), a Linux release
+        (``"5.15"``), or ``None`` for whatever has all instructions.
+
+        Raises `AsmError` for a target that does not exist.
+        """
+        return Template(
+            self._function,
+            self.type,
+            self.attach_type,
+            self.context,
+            self.name,
+            self.license,
+            self.prog_flags,
+            self._check,
+            _target(target),
+        )
 
     def build(self, *args: P.args, **kwargs: P.kwargs) -> ProgramSpec:
         """Assemble the program.
@@ -432,7 +463,7 @@ class Template(Generic[P]):
 
     def build_for(self, byteorder: ByteOrder, *args: P.args, **kwargs: P.kwargs) -> ProgramSpec:
         """As `build`, for a machine of the given byte order (``"little"`` or ``"big"``)."""
-        main = Asm(self.name, self._function.__code__, byteorder)
+        main = Asm(self.name, self._function.__code__, byteorder, self.target)
         with _writing(main):
             self._function(main, self.context(main.r1), *args, **kwargs)
         instructions = list(main.finish())
@@ -445,7 +476,7 @@ class Template(Generic[P]):
             if callee in entries:
                 continue
             entries[callee] = slot
-            body = callee.write(byteorder)
+            body = callee.write(byteorder, self.target)
             written = body.finish()
             functions.append(Function(callee.name, slot, callee.arguments, callee.context, body.labels()))
             instructions.extend(written)
@@ -467,10 +498,22 @@ class Template(Generic[P]):
             tuple(functions),
             byteorder,
             self.prog_flags,
+            self.target,
         )
         if self._check:
             refuse(spec)
         return spec
+
+
+def _target(target: str | Target | None) -> Target | None:
+    if target is None:
+        return None
+    from pybpfasm.target import Target
+
+    try:
+        return Target.of(target)
+    except AsmError as error:
+        raise AsmError(error.message, resolve(capture(None, 3))) from None
 
 
 class Kind(Generic[C]):
@@ -490,13 +533,17 @@ class Kind(Generic[C]):
         license: str = DEFAULT_LICENSE,
         prog_flags: int = 0,
         check: bool = True,
+        target: str | Target | None = None,
     ) -> Callable[[Callable[Concatenate[Asm, C, P], None]], Template[P]]:
         """Declare a program.
 
         *name* (default: the function's) is what ``bpftool prog`` shows, 1 to 15 characters; *license* decides
         which helpers the kernel allows. With *check* false, mistakes that only the kernel has to refuse (a
         register that is not set, a field or helper that the program type does not have) are left to it.
-        Raises `AsmError` for an attach type that does not go with the program type.
+        With a *target*, an ISA level (``"v1"`` to ``"v5"``) or a Linux release (``"5.15"``), the program and
+        its subprograms use only instructions that this has: others are rewritten where that is exact and
+        takes no register (`pybpfasm.asm.rewrite`), else an `AsmError` of their line. Raises `AsmError` for an
+        attach type that does not go with the program type, and a target that does not exist.
         """
         if callable(attach_type):
             raise AsmError(
@@ -519,6 +566,8 @@ class Kind(Generic[C]):
                 resolve(capture(None, 2)),
             )
 
+        chosen = _target(target)
+
         def wrap(function: Callable[Concatenate[Asm, C, P], None]) -> Template[P]:
             if not hasattr(function, "__code__"):
                 raise AsmError(
@@ -530,7 +579,17 @@ class Kind(Generic[C]):
                     f"program name {shown!r}: the kernel takes 1 to 15 letters, digits and '_'; give name=…",
                     resolve(capture(None, 2)),
                 )
-            return Template(function, self.type, attach_type, self.context, shown, license, prog_flags, check)
+            return Template(
+                function,
+                self.type,
+                attach_type,
+                self.context,
+                shown,
+                license,
+                prog_flags,
+                check,
+                chosen,
+            )
 
         return wrap
 

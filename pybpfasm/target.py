@@ -17,7 +17,7 @@ from typing import Final
 
 from pybpfasm.errors import AsmError
 from pybpfasm.instruction import EncodeError, Instruction
-from pybpfasm.isa import ANY, FORMS, OP_GOTOL, Form
+from pybpfasm.isa import ANY, FORMS, LD_IMM64, OP_GOTOL, Form, Imm64
 from pybpfasm.source import resolve
 
 __all__ = ["VERSIONS", "Requirement", "Target", "check_target", "required_version"]
@@ -46,6 +46,11 @@ _INSTEAD: Final = {
     "store_release": "exchange (xchg), which is a full barrier",
     "call_local": "write the function as a macro, a plain Python function",
     "call_kfunc": "use a helper",
+}
+_INSTEAD_LDDW: Final[dict[int, str]] = {
+    Imm64.MAP_VALUE: "look it up with map_lookup_elem",
+    Imm64.BTF_ID: "variables of the kernel came with it",
+    Imm64.FUNC: "callbacks came with it",
 }
 
 
@@ -174,7 +179,13 @@ class Target:
         instead = _INSTEAD.get(form.name.removesuffix("32"), "")
         if form.name.startswith("j") and form.name.endswith("32"):
             instead = "compare the 64-bit registers"
-        return f"{text(insn)} {what}, and the target is {self.name}" + (f": {instead}" if instead else "")
+        elif insn.opcode == LD_IMM64:
+            instead = _INSTEAD_LDDW.get(insn.src, "")
+        shown = text(insn)
+        label = getattr(insn.reference, "hint", "")
+        if label:  # a jump that has no distance yet
+            shown = f"{shown.rpartition(' ')[0]} {label}"
+        return f"{shown} {what}, and the target is {self.name}" + (f": {instead}" if instead else "")
 
 
 @lru_cache(maxsize=64)

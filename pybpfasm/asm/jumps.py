@@ -234,6 +234,8 @@ class _Route:
             slot = island.slot + island.jumped_over + len(island.trampolines) if found is None else found.slot
             if 0 < (slot - at) * step <= self.reach:
                 if found is None:
+                    if len(island.trampolines) > self.reach // 2:
+                        raise _Unreachable
                     found = island.trampolines[label] = _Trampoline(island, label, origin)
                 return found
             number -= step

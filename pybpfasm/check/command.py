@@ -47,6 +47,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--attach", metavar="TYPE", help="attach type of text and bytes, such as cgroup_inet_ingress"
     )
+    parser.add_argument(
+        "--target",
+        dest="level",
+        metavar="LEVEL",
+        help="an ISA level, v1 to v5, or a Linux release: what it lacks is refused",
+    )
     parser.add_argument("--strict", action="store_true", help="fail for warnings too")
     parser.add_argument("--json", action="store_true", help="print findings as JSON")
     parser.add_argument("--color", choices=("auto", "always", "never"), default="auto")
@@ -65,7 +71,11 @@ def main(args: Sequence[str] | None = None) -> int:
     try:
         type = _member(ProgType, options.type, "program type")
         attach = _member(AttachType, options.attach, "attach type")
-        specs = [_as_type(spec, type, attach) for target in options.targets for spec in load_programs(target)]
+        specs = [
+            _as_type(spec, type, attach)
+            for target in options.targets
+            for spec in load_programs(target, level=options.level)
+        ]
     except _Problem as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 2
@@ -115,6 +125,7 @@ def _as_type(spec: ProgramSpec, type: ProgType | None, attach: AttachType | None
         spec.functions,
         spec.byteorder,
         spec.prog_flags,
+        spec.target,
     )
 
 

@@ -51,6 +51,7 @@ from pybpfasm.kernel.enums import BPF_F_RDONLY_PROG, AttachType, MapType, ProgTy
 from pybpfasm.layout import ByteOrder
 from pybpfasm.maps import MapSpec
 from pybpfasm.program import Function, ProgramSpec, Subprogram
+from pybpfasm.target import Target, check_target
 
 __all__ = ["ObjectFile", "ObjectFunction", "ObjectMap", "ObjectProgram", "read_object"]
 
@@ -172,8 +173,8 @@ class ObjectFunction(Subprogram):
         """A function of an object takes no settings."""
         raise ElfError(f"function {self.name} is from an object: it takes no settings")
 
-    def write(self, byteorder: ByteOrder) -> Asm:
-        """The function's instructions as the object has them."""
+    def write(self, byteorder: ByteOrder, target: Target | None = None) -> Asm:
+        """The function's instructions as the object has them; `AsmError` for one that *target* lacks."""
         if byteorder != self._reader.raw.byteorder:
             raise ElfError(
                 f"function {self.name} is {self._reader.raw.byteorder}-endian, the program {byteorder}-endian"
@@ -195,6 +196,8 @@ class ObjectFunction(Subprogram):
             b._body.append(replace(insn, origin=origin))
             slot += insn.slots
         b._terminated = True
+        if target is not None:
+            check_target(b._body, target)
         return b
 
 

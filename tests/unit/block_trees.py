@@ -7,13 +7,14 @@ r1 to r4 are variables, r9 is how often loops may go round in all, so that every
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 from hypothesis import strategies as st
 
 from pybpfasm.asm import Asm, Condition, Label, Reg
 from pybpfasm.asm import LoopBlock as Block
+from pybpfasm.instruction import Instruction
 
 MASK = (1 << 64) - 1
 FUEL = 6
@@ -238,8 +239,8 @@ def condition(b: Asm, test: Test) -> Condition:
             return signed
 
 
-def write(b: Asm, body: Tree, loop: Block | None = None) -> None:
-    """Write *body*."""
+def write(b: Asm, body: Tree, loop: Block | None = None, filler: int = 0) -> None:
+    """Write *body*; with a *filler*, each change of a variable is that many instructions longer (on r8)."""
     for statement in body:
         match statement:
             case Set(op=op, register=index, value=value, wide=wide):
@@ -250,6 +251,8 @@ def write(b: Asm, body: Tree, loop: Block | None = None) -> None:
                     register += value
                 else:
                     register ^= value
+                for _ in range(filler):
+                    b.r8 += 1
             case Exit(value=value):
                 b.ret(value)
             case Again():
@@ -264,20 +267,20 @@ def write(b: Asm, body: Tree, loop: Block | None = None) -> None:
             case Skip(test=test, body=inner):
                 over = Label("over")
                 b.If(condition(b, test)).goto(over)
-                write(b, inner, loop)
+                write(b, inner, loop, filler)
                 b.label(over)
             case Chain(branches=branches, otherwise=otherwise):
                 for number, (test, inner) in enumerate(branches):
                     with b.Elif(condition(b, test)) if number else b.If(condition(b, test)):
-                        write(b, inner, loop)
+                        write(b, inner, loop, filler)
                 if otherwise is not None:
                     with b.Else():
-                        write(b, otherwise, loop)
+                        write(b, otherwise, loop, filler)
             case Repeat(test=test, body=inner):
                 with b.Loop() if test is None else b.While(condition(b, test)) as block:
                     b.If(b.r9 == 0).goto(block.end)
                     b.r9 += -1
-                    write(b, inner, block)
+                    write(b, inner, block, filler)
 
 
 def finish(b: Asm, body: Tree) -> None:
@@ -291,6 +294,117 @@ def finish(b: Asm, body: Tree) -> None:
         b.r0 ^= b.r1
         b.w0 &= 0x7FFFFFFF
         b.exit()
+
+
+def _wide_test(test: Test) -> Test:
+    if isinstance(test, Compare):
+        return replace(test, wide=True)
+    return Join(test.op, _wide_test(test.left), None if test.right is None else _wide_test(test.right))
+
+
+def wide(body: Tree) -> Tree:
+    """*body* with all of its comparisons on 64 bits."""
+    out: list[Statement] = []
+    for statement in body:
+        match statement:
+            case Chain(branches=branches, otherwise=otherwise):
+                both = tuple((_wide_test(test), wide(inner)) for test, inner in branches)
+                out.append(Chain(both, None if otherwise is None else wide(otherwise)))
+            case Skip(test=test, body=inner):
+                out.append(Skip(_wide_test(test), wide(inner)))
+            case Repeat(test=test, body=inner):
+                out.append(Repeat(None if test is None else _wide_test(test), wide(inner)))
+            case Leave(test=test):
+                out.append(Leave(None if test is None else _wide_test(test)))
+            case _:
+                out.append(statement)
+    return tuple(out)
+
+
+def is_filler(insn: Instruction) -> bool:
+    """Whether *insn* is what makes bodies long."""
+    return insn.opcode == 0x07 and insn.dst == 8
+
+
+def run(body: list[Instruction], variables: tuple[int, ...]) -> int:
+    """The value of r0 at the exit of *body*, with r1 to r4 set to *variables*.
+
+    This machine knows just the few opcodes that the trees use, and comes from RFC 9669 alone.
+    """
+    r = [0, *variables, 0, 0, 0, 0, FUEL, 0]
+    at = 0
+    # Where each stretch of filler ends, which is gone over in one step.
+    behind = [0] * len(body)
+    end = len(body)
+    for index in range(len(body) - 1, -1, -1):
+        filler = is_filler(body[index])
+        behind[index] = end if filler else index + 1
+        if not filler:
+            end = index
+    for _ in range(10_000):
+        insn = body[at]
+        assert insn.slots == 1
+        at = behind[at]
+        if is_filler(insn):
+            continue
+        if insn.opcode == 0x95:
+            return r[0]
+        if insn.opcode == 0x06:
+            at += insn.imm
+            continue
+        cls, op = insn.opcode & 7, insn.opcode & 0xF0
+        bits = 32 if cls in (4, 6) else 64
+        mask = (1 << bits) - 1
+        a, b = r[insn.dst] & mask, (r[insn.src] if insn.opcode & 8 else insn.imm) & mask
+        if cls in (4, 7):
+            results = {0x00: a + b, 0x20: a * b, 0x50: a & b, 0x70: a >> (b & 63), 0xA0: a ^ b, 0xB0: b}
+            r[insn.dst] = results[op] & mask
+            continue
+        assert cls in (5, 6)
+        signed_a, signed_b = (n - (1 << bits) if n >> (bits - 1) else n for n in (a, b))
+        taken = {
+            0x00: True,
+            0x10: a == b,
+            0x20: a > b,
+            0x30: a >= b,
+            0x40: bool(a & b),
+            0x50: a != b,
+            0x60: signed_a > signed_b,
+            0x70: signed_a >= signed_b,
+            0xA0: a < b,
+            0xB0: a <= b,
+            0xC0: signed_a < signed_b,
+            0xD0: signed_a <= signed_b,
+        }[op]
+        if taken:
+            at += insn.offset
+    raise AssertionError("the program does not end")
+
+
+def reached(body: Sequence[Instruction]) -> int:
+    """How many instructions some path from the first one comes to; all jumps must end at an instruction."""
+    starts: dict[int, int] = {}
+    slot = 0
+    for index, insn in enumerate(body):
+        starts[slot] = index
+        slot += insn.slots
+    seen: set[int] = set()
+    waiting = [0]
+    while waiting:
+        at = waiting.pop()
+        if at in seen:
+            continue
+        seen.add(at)
+        insn = body[starts[at]]
+        if insn.opcode == 0x95:
+            continue
+        if insn.opcode == 0x06:
+            waiting.append(at + 1 + insn.imm)
+        elif insn.opcode & 7 in (5, 6):
+            waiting.append(at + 1 + insn.offset)
+        if insn.opcode not in (0x05, 0x06):
+            waiting.append(at + insn.slots)
+    return len(seen)
 
 
 # --- Evaluated by Python. ---

@@ -43,6 +43,13 @@ def newer(b: Asm, ctx: SkBuff) -> None:
         b.r0 = 2
     b.exit()
 
+@sched_cls(AttachType.TCX_INGRESS)
+def narrow(b: Asm, ctx: SkBuff) -> None:
+    b.r0 = 1
+    with b.If(b.w0 == 1):
+        b.r0 = 2
+    b.exit()
+
 def made():
     return answer.build(77)
 
@@ -125,12 +132,30 @@ def test_settings(module: str) -> None:
     assert value("made") == 77
 
 
-def test_targets(module: str, text: str, capfd: pytest.CaptureFixture[str]) -> None:
-    assert main(["asm", f"{module}:newer", "--target", "v2"]) == 0
-    assert capfd.readouterr().out
-    err = fails(["asm", f"{module}:newer", "--target", "v1"], 1, capfd)
-    assert "some_programs.py:20: if r0 < 0x1 goto pc+1 is of ISA v2" in err
-    assert "neither an ISA level" in fails(["asm", text, "--target", "v9"], 1, capfd)
+def test_targets(module: str, text: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Programs in Python are written for a target; what it lacks is refused, in them and in text."""
+    newer = tmp_path / "newer.s"
+    newer.write_text("r0 = 0\nif r0 < 1 goto +0\nexit\n")
+    out = tmp_path / "out.o"
+    for target, first in (("v1", "r0 == 0x0"), ("v2", "r0 < 0x1")):
+        assert main(["dis", f"{module}:newer", "--target", target, "--no-lines"]) == 0
+        assert f"if {first} goto" in capfd.readouterr().out
+        assert main(["check", f"{module}:newer", "--target", target]) == 0
+        capfd.readouterr()
+    assert main(["elf", f"{module}:newer", "--target", "v1", "-o", str(out)]) == 0
+    assert main(["dis", str(out), "--target", "v1"]) == 0
+    capfd.readouterr()
+    for command in (["asm"], ["dis"], ["check"]):
+        err = fails([*command, f"{module}:narrow", "--target", "v2"], 1, capfd)
+        assert "some_programs.py:27: if w0 != 0x1 goto else is of ISA v3" in err
+        err = fails([*command, str(newer), "--target", "v1"], 1, capfd)
+        assert "if r0 < 0x1 goto pc+0 is of ISA v2" in err
+        assert "neither an ISA level" in fails([*command, text, "--target", "v9"], 1, capfd)
+
+
+def test_programs_for_the_other_byte_order(module: str, capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["asm", f"{module}:answer(1)", "--big-endian"]) == 0
+    assert capfd.readouterr().out.splitlines()[0] == "b7 00 00 00 00 00 00 01"
 
 
 def test_cfg(text: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -180,9 +205,9 @@ def test_run(text: str, module: str, tmp_path: Path, capfd: pytest.CaptureFixtur
     ("target", "status", "message"),
     [
         ("MODULE", 2, "is a module; name what is in it"),
-        ("MODULE", 2, "(it has answer, wrong, newer)"),
+        ("MODULE", 2, "(it has answer, wrong, newer, narrow)"),
         ("tests.data.isa.programs", 2, "(it has maps_and_calls)"),
-        ("MODULE:answr", 1, "has no 'answr'; did you mean 'answer'? (it has answer, wrong, newer)"),
+        ("MODULE:answr", 1, "has no 'answr'; did you mean 'answer'? (it has answer, wrong, newer, narrow)"),
         ("MODULE:answer", 2, "answer takes settings: "),
         ("MODULE:answer(1, 2, 3)", 2, "answer takes settings: "),
         ("MODULE:answer(open('x'))", 2, "neither a name nor a call with constants"),
@@ -190,7 +215,7 @@ def test_run(text: str, module: str, tmp_path: Path, capfd: pytest.CaptureFixtur
         ("MODULE:1 + 1", 2, "neither a name nor a call with constants"),
         ("MODULE:" + "(" * 100, 2, "neither a name nor a call with constants"),
         ("MODULE:number", 1, "is a int, not a program"),
-        ("MODULE:fails", 1, "failed: ZeroDivisionError: division by zero (MODULE:28)"),
+        ("MODULE:fails", 1, "failed: ZeroDivisionError: division by zero (MODULE:35)"),
         ("MODULE:wrong", 1, "some_programs.py:14: r10 is the frame pointer and can't be changed"),
         ("no.such.module:x", 1, "there is no module 'no.such.module'"),
         ("no/such/file.py:x", 1, "there is no file no/such/file.py"),
