@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final, Self
 from loader.errors import UsageError
 from loader.objects import Map, Program
 from pybpfasm.elf import ObjectFile, ObjectProgram, read_object
-from pybpfasm.kernel.enums import MapType
+from pybpfasm.kernel.enums import MapType, ProgType
 
 if TYPE_CHECKING:
     from pybpfasm.btf import Btf
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["LoadedObject", "kernel_symbol", "kernel_types", "load"]
 
 VMLINUX: Final = Path("/sys/kernel/btf/vmlinux")
+_ATTACHED_BY_TYPE: Final = frozenset({ProgType.TRACING, ProgType.LSM, ProgType.EXT, ProgType.STRUCT_OPS})
 KALLSYMS: Final = Path("/proc/kallsyms")
 
 
@@ -91,14 +92,19 @@ def load(
     maps: Mapping[str, Map] | None = None,
     types: Btf | None = None,
 ) -> LoadedObject:
-    """Load an object, or those of its programs that are named.
+    """Load an object, or those of its programs that are named; without names, all but those that the object
+    marks as optional (``SEC("?tc")``).
 
     *maps* are used instead of those that the object defines. *types* is the kernel's BTF (default: the
-    running one's, read only if a program asks for it). Raises `ElfError`, `CoreError` and the errors of
-    `Map.create` and `Program.load`.
+    running one's, read only if a program asks for it). Raises `ElfError`, `CoreError`, `UsageError` for a
+    program of a type that is not known or not supported, and the errors of `Map.create` and `Program.load`.
     """
     source = data if isinstance(data, ObjectFile) else read_object(data)
-    chosen = {name: source.program(name) for name in (source.programs if programs is None else programs)}
+    if programs is None:
+        programs = [name for name, one in source.programs.items() if not one.section.startswith("?")]
+    chosen = {name: source.program(name) for name in programs}
+    for name, program in chosen.items():
+        _check_type(name, program)
     if any(program.unresolved for program in chosen.values()):
         from pybpfasm.core import CoreResolver
 
@@ -121,6 +127,21 @@ def load(
         loaded.close()
         raise
     return loaded
+
+
+def _check_type(name: str, program: ObjectProgram) -> None:
+    """Refuse what the kernel would refuse in words that tell nobody why."""
+    if program.type is ProgType.UNSPEC:
+        raise UsageError(
+            f"program {name} is in section {program.section!r}, which is the name of no program type",
+            hint=f"say what it is: read_object(data, types={{{program.section!r}: ProgType.…}})",
+        )
+    if program.type in _ATTACHED_BY_TYPE:
+        raise UsageError(
+            f"program {name} (section {program.section!r}) is of type {program.type.name}, which is loaded "
+            "for one function or structure of the kernel; that is not supported here",
+            hint="load it with libbpf or bpftool, or name the programs to load: load(data, programs=[…])",
+        )
 
 
 def _load(program: ObjectProgram, maps: Mapping[str, Map]) -> Program:

@@ -34,9 +34,10 @@ if TYPE_CHECKING:
     from pybpfasm.layout import ByteOrder
     from pybpfasm.program import Function, ProgramSpec, Template
 
-__all__ = ["CliError", "load_programs", "main"]
+__all__ = ["ELF_MAGIC", "CliError", "UsageError", "level_option", "load_programs", "main"]
 
-_ELF: Final = b"\x7fELF"
+#: How an ELF file begins.
+ELF_MAGIC: Final = b"\x7fELF"
 
 
 class CliError(PybpfasmError):
@@ -50,8 +51,9 @@ class UsageError(CliError):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit status."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    if arguments[:1] == ["check"]:
-        return _guarded(lambda: _foreign("check", arguments[1:]))
+    foreign = {"check": "check", "elf": "elf.cli"}.get(arguments[0] if arguments else "")
+    if foreign is not None:
+        return _guarded(lambda: _foreign(foreign, arguments[1:]))
     try:
         options = _parser().parse_args(arguments)
     except SystemExit as stop:
@@ -99,26 +101,19 @@ def _parser() -> argparse.ArgumentParser:
     asm = command("asm", _asm, "assemble text, or a program, to bytes", "a file of text, or a program")
     asm.add_argument("-o", "--output", metavar="FILE", help="where to write (default: standard output)")
     asm.add_argument("--format", choices=("bin", "hex"), help="default: hex on standard output, else bin")
-    _level(asm)
+    level_option(asm)
     _byteorder(asm)
 
     dis = command("dis", _dis, "disassemble to the kernel's syntax")
     dis.add_argument("--no-lines", action="store_true", help="leave out the Python lines")
-    _level(dis)
+    level_option(dis)
     _byteorder(dis)
 
     cfg = command("cfg", _cfg, "draw the control-flow graph as SVG")
     cfg.add_argument("-o", "--output", metavar="FILE", help="where to write (default: standard output)")
     _byteorder(cfg)
 
-    elf = commands.add_parser(
-        "elf", help="write programs as an ELF object, or list an object", description=_elf.__doc__
-    )
-    elf.set_defaults(run=_elf)
-    elf.add_argument("targets", nargs="+", metavar="target", help="programs to write, or one object to list")
-    elf.add_argument("-o", "--output", metavar="FILE", help="the object to write")
-    _level(elf)
-
+    commands.add_parser("elf", help="show, write and link ELF objects", add_help=False)
     commands.add_parser("check", help="check programs before they are loaded", add_help=False)
 
     run = command("run", _run, "run a program without a kernel")
@@ -134,7 +129,8 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _level(parser: argparse.ArgumentParser) -> None:
+def level_option(parser: argparse.ArgumentParser) -> None:
+    """Add the option that says what programs are written for."""
     parser.add_argument(
         "--target",
         dest="level",
@@ -185,7 +181,7 @@ def _load(target: str, byteorder: ByteOrder, level: str | None) -> list[ProgramS
             f"{target} is a module; name what is in it, {target}:program{_listed(_module(target))}"
         )
     data = sys.stdin.buffer.read() if target == "-" else Path(target).read_bytes()
-    if data.startswith(_ELF):
+    if data.startswith(ELF_MAGIC):
         from pybpfasm.elf import read_object
 
         found = list(read_object(data).programs.values())
@@ -271,7 +267,7 @@ def _is_text(data: bytes) -> bool:
 
 
 def _from_object(data: bytes, path: str, name: str) -> ProgramSpec:
-    if not data.startswith(_ELF):
+    if not data.startswith(ELF_MAGIC):
         raise UsageError(f"{path} is no ELF object; leave out :{name}")
     from pybpfasm.elf import read_object
 
@@ -462,44 +458,13 @@ def _cfg(options: argparse.Namespace) -> int:
     return 0
 
 
-def _elf(options: argparse.Namespace) -> int:
-    """Write programs (module:program) as an ELF object with -o, or list what is in an object."""
-    from pybpfasm.elf import read_object, write_object
-
-    if options.output is not None:
-        specs = [spec for target in options.targets for spec in load_programs(target, level=options.level)]
-        _write(write_object(specs), options.output)
-        return 0
-    if len(options.targets) != 1:
-        raise UsageError("name one object to list, or give -o FILE to write the programs to")
-    data = Path(options.targets[0]).read_bytes() if ":" not in options.targets[0] else b""
-    if not data.startswith(_ELF):
-        raise UsageError(f"{options.targets[0]} is no ELF object; to write one, give -o FILE")
-    found = read_object(data)
-    print(f"license {found.license!r}, {found.byteorder}-endian, {'with' if found.btf else 'without'} BTF")
-    for name, spec in found.programs.items():
-        print(
-            f"program {name}: {spec.type.name}, {spec.slots} slots, maps: {_names(m.name for m in spec.maps)}"
-        )
-    for name, map_ in found.maps.items():
-        print(
-            f"map {name}: {map_.type.name}, key {map_.key_size} bytes, value {map_.value_size} bytes, "
-            f"{map_.max_entries} entries"
-        )
-    for note in found.notes:
-        print(f"note: {note}")
-    return 0
-
-
-def _names(names: Any) -> str:
-    return ", ".join(names) or "none"
-
-
 def _foreign(module: str, arguments: list[str]) -> int:
     """A command that a part of the library brings."""
     try:
         found = importlib.import_module(f"pybpfasm.{module}")
         return int(found.main(arguments))
+    except SystemExit as stop:  # argparse has shown the help, or what is wrong
+        return stop.code if isinstance(stop.code, int) else 2
     except (ModuleNotFoundError, AttributeError) as error:
         if isinstance(error, ModuleNotFoundError) and not (error.name or "").startswith("pybpfasm"):
             raise

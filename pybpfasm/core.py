@@ -258,6 +258,11 @@ class CoreResolver:
             raise CoreError(
                 f"program {program} reads {extern.name} of the kernel's configuration, which is not supported"
             )
+        if extern.kind == "external":
+            raise CoreError(
+                f"program {program} needs {extern.name} of another object: write it as an object and link it "
+                "with that one (pybpfasm.elf.link_objects)"
+            )
         if extern.typeless:
             return self._symbol(program, insn, extern)
         wide = insn.wide
@@ -588,6 +593,30 @@ class _Matcher:
                 and self.match(one.type_id, other.type_id, behind_pointer, depth + 1)
             )
         return one.kind == Kind.VOID
+
+
+def same_declaration(one: Btf, one_id: int, other: Btf, other_id: int) -> bool:
+    """Whether two objects mean the same by the types of a variable or a function.
+
+    Arguments and results are passed in registers of 64 bits, so that integers of any size go, and an integer
+    of 64 bits (which is what functions written here declare) for anything.
+    """
+    mine, theirs = one.resolve(one_id), other.resolve(other_id)
+    if mine.kind != Kind.FUNC_PROTO or theirs.kind != Kind.FUNC_PROTO:
+        if mine.kind == theirs.kind == Kind.INT:
+            return (mine.size, mine.signed) == (theirs.size, theirs.signed)
+        # One of the two may name the members that it needs, or none.
+        return _Matcher(one, other).match(one_id, other_id) or _Matcher(other, one).match(other_id, one_id)
+    pairs = [(a.type_id, b.type_id) for a, b in zip(mine.params, theirs.params, strict=False)]
+    return len(mine.params) == len(theirs.params) and all(
+        _is_word(one, a) or _is_word(other, b) or _Matcher(one, other).compatible(a, b, 1)
+        for a, b in [*pairs, (mine.type_id, theirs.type_id)]
+    )
+
+
+def _is_word(btf: Btf, type_id: int) -> bool:
+    t = btf.resolve(type_id)
+    return t.kind == Kind.INT and t.size == 8
 
 
 def _calculate(kind: CoreKind, spec: _Spec) -> _Answer:

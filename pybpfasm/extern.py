@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only
-"""What the kernel itself has to define for a program: its functions (kfuncs), its variables, and values of
-its configuration.
+"""What a program names and does not define: functions of the kernel (kfuncs), its variables, values of its
+configuration; and what another object defines.
 
     b.call(kfunc("bpf_rcu_read_lock"))
     b.call(kfunc("int bpf_new_one(struct sk_buff *skb, u32 flags)"))  # one that pybpfasm does not know
+    b.call(external("int mix(u32 a, u32 b)"))  # of another object
 
-Programs name them; numbers and addresses are filled in by `ProgramSpec.resolve` from the BTF of the kernel
-that the program is loaded into, or by whoever loads an object that `pybpfasm.elf` wrote.
+Numbers and addresses of the kernel are filled in by `ProgramSpec.resolve` from the BTF of the kernel that the
+program is loaded into, or by whoever loads an object that `pybpfasm.elf` wrote; what is of another object, by
+`pybpfasm.elf.link_objects`.
 """
 
 from __future__ import annotations
@@ -24,15 +26,17 @@ from pybpfasm.source import capture, resolve
 if TYPE_CHECKING:
     from pybpfasm.asm import Reg
 
-__all__ = ["Extern", "kfunc", "ksym", "ksym_address"]
+__all__ = ["Extern", "extern_address", "external", "kfunc", "ksym"]
 
 
 @dataclass(frozen=True)
 class Extern:
-    """What the kernel has to define: a function (kfunc), a variable, or a value of its configuration.
+    """What the kernel has to define, a function (kfunc), a variable, or a value of its configuration, or what
+    another object has to.
 
-    ``kind`` is ``"kfunc"``, ``"ksym"`` or ``"kconfig"``. A *weak* one may be missing. ``declared`` is the
-    declaration that the program was written for, a FUNC or VAR with its id, ``None`` where there is none.
+    ``kind`` is ``"kfunc"``, ``"ksym"``, ``"kconfig"`` or ``"external"``. A *weak* one may be missing.
+    ``declared`` is the declaration that the program was written for, a FUNC or VAR with its id, ``None``
+    where there is none.
     """
 
     name: str
@@ -51,9 +55,16 @@ class Extern:
         btf, type_id = self.declared
         return btf.type(type_id).kind == Kind.VAR and btf.resolve(btf.type(type_id).type_id).kind == Kind.VOID
 
+    @property
+    def callable(self) -> bool:
+        """Whether it is a function, as far as is known."""
+        if self.kind != "external" or self.declared is None:
+            return self.kind == "kfunc"
+        return self.declared[0].type(self.declared[1]).kind == Kind.FUNC
+
     def declaration(self) -> tuple[Btf, int] | None:
         """``declared``, and for a function without it the declaration that Linux 6.18 has."""
-        if self.declared is None:
+        if self.declared is None and self.kind in ("kfunc", "ksym"):
             from pybpfasm.kernel.kfuncs import KFUNCS
 
             if self.name in KFUNCS:
@@ -67,12 +78,12 @@ def _parse(text: str) -> tuple[str, tuple[Btf, int]]:
     return name, (Btf.parse(builder.to_bytes()), type_id)
 
 
-def _declared(text: str, kind: Kind) -> tuple[str, tuple[Btf, int]]:
+def _declared(text: str, kind: Kind | None = None) -> tuple[str, tuple[Btf, int]]:
     try:
         name, (btf, type_id) = _parse(text)
     except BtfError as error:
         raise AsmError(str(error), resolve(capture(None, 3))) from None
-    if btf.type(type_id).kind != kind:
+    if kind is not None and btf.type(type_id).kind != kind:
         what = "a function" if kind == Kind.FUNC else "a variable"
         raise AsmError(f"{text!r} does not declare {what}", resolve(capture(None, 3)))
     return name, (btf, type_id)
@@ -85,7 +96,7 @@ def kfunc(name: str, *, weak: bool = False) -> Extern:
     function, and those of functions newer than Linux 6.18, or of a module, are not known here. Needs Linux
     5.13, and `ProgramSpec.resolve` before the load, which raises `CoreError` where the kernel lacks the
     function, or has another one than was declared. Where it lacks a *weak* one, the program is refused only
-    if it can get to the call (`ksym_address` tells). Raises `AsmError` for a declaration that is none.
+    if it can get to the call (`extern_address` tells). Raises `AsmError` for a declaration that is none.
     """
     if "(" not in name:
         return Extern(name, "kfunc", weak)
@@ -94,7 +105,7 @@ def kfunc(name: str, *, weak: bool = False) -> Extern:
 
 
 def ksym(declaration: str, *, weak: bool = False) -> Extern:
-    """A variable of the kernel by its *declaration* in C, for `ksym_address`.
+    """A variable of the kernel by its *declaration* in C, for `extern_address`.
 
     ``"struct rq runqueues"`` is one that the kernel's BTF describes: most that are per CPU are. ``"void
     bpf_link_fops"`` is any symbol of ``/proc/kallsyms``, of which the program gets the address as a number.
@@ -104,8 +115,20 @@ def ksym(declaration: str, *, weak: bool = False) -> Extern:
     return Extern(name, "ksym", weak, declared)
 
 
-def ksym_address(to: Reg, what: Extern) -> None:
-    """``rN = address``: of a variable or function of the kernel, 0 for a weak one that it lacks.
+def external(declaration: str, *, weak: bool = False) -> Extern:
+    """A function or variable of another object by its *declaration* in C, for ``b.call`` and
+    `extern_address`.
+
+    The program becomes one that can be loaded when the objects are linked (`pybpfasm.elf.link_objects`).
+    Raises `AsmError` for a declaration that is none.
+    """
+    name, declared = _declared(declaration)
+    return Extern(name, "external", weak, declared)
+
+
+def extern_address(to: Reg, what: Extern) -> None:
+    """``rN = address``: of a variable or function of the kernel or of another object, 0 for a weak one that
+    nobody has.
 
     Two slots; the program needs `ProgramSpec.resolve` before it is loaded. Raises `AsmError`.
     """
@@ -114,5 +137,5 @@ def ksym_address(to: Reg, what: Extern) -> None:
     if to.is_w:
         raise to.asm._error(f"write b.r{to.index}: an address has 8 bytes")
     if not isinstance(what, Extern) or what.kind == "kconfig":
-        raise to.asm._error('ksym_address takes kfunc("…") or ksym("…")')
+        raise to.asm._error('extern_address takes kfunc("…"), ksym("…") or external("…")')
     to.asm._emit(isa.LD_IMM64, to.index, Imm64.BTF_ID, 0, 0, reference=what)

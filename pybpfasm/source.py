@@ -35,6 +35,7 @@ INTERNAL = frozenset(
         "asm/rewrite.py",
         "asm/splice.py",
         "core.py",
+        "extern.py",
         "layout.py",
         "maps.py",
         "program.py",

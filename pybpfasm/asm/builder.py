@@ -368,7 +368,7 @@ class Asm:
         else:
             from pybpfasm.extern import Extern
 
-            if isinstance(what, Extern) and what.kind == "kfunc":
+            if isinstance(what, Extern) and what.callable:
                 self._emit(isa.OP_CALL, 0, CallKind.KFUNC, 0, 0, reference=what)
                 return
             raise self._error(f"call takes a Helper or a subprogram, not {a(what)}")

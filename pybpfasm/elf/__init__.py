@@ -10,6 +10,7 @@ relocation types are those of the kernel's Documentation/bpf/llvm_reloc.rst.
 """
 
 from pybpfasm.elf.format import ElfError, section_of, type_of_section
+from pybpfasm.elf.linker import link_objects
 from pybpfasm.elf.object import ObjectFile, ObjectMap, ObjectProgram, read_object
 from pybpfasm.elf.writer import write_object
 
@@ -18,6 +19,7 @@ __all__ = [
     "ObjectFile",
     "ObjectMap",
     "ObjectProgram",
+    "link_objects",
     "read_object",
     "section_of",
     "type_of_section",

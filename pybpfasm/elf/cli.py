@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only
-"""``python -m pybpfasm elf``: what an object holds."""
+"""``python -m pybpfasm elf``: what an object holds; programs and objects to one object."""
 
 from __future__ import annotations
 
@@ -10,62 +10,104 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pybpfasm.core import Extern
+from pybpfasm.cli import ELF_MAGIC, UsageError, level_option, load_programs
 from pybpfasm.elf.format import ElfError
+from pybpfasm.elf.linker import link_objects
 from pybpfasm.elf.object import ObjectFile, ObjectMap, ObjectProgram, read_object
 from pybpfasm.elf.reader import RawObject, read_raw
+from pybpfasm.elf.writer import write_object
 from pybpfasm.errors import PybpfasmError
+from pybpfasm.extern import Extern
 from pybpfasm.instruction import encode
+from pybpfasm.program import ProgramSpec
 
 __all__ = ["main"]
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Run the command with *args*; returns 0, or 1 after an error that was shown. Bad usage exits with 2."""
-    parser = _parser()
-    options = parser.parse_args(args)
+    """Run the command with *args*; returns the exit status.
+
+    Raises `PybpfasmError` and `OSError`; bad usage exits with 2.
+    """
+    options = _parser().parse_args(args)
+    if options.output is not None and options.extract is None:
+        _write(options.output, _made(options.targets, options.level))
+        return 0
+    if len(options.targets) != 1:
+        raise UsageError("name one object to list, or give -o FILE to write or link an object")
+    target = options.targets[0]
+    if not (target == "-" or Path(target).exists()) and ":" in target:
+        raise UsageError(f"{target} is no ELF object; to write one, give -o FILE")
+    data = sys.stdin.buffer.read() if target == "-" else Path(target).read_bytes()
+    if not data.startswith(ELF_MAGIC):
+        raise UsageError(f"{target} is no ELF object; to write one of programs, give -o FILE")
     try:
-        data = sys.stdin.buffer.read() if options.file == "-" else Path(options.file).read_bytes()
-        found = read_object(data)
-        if options.extract is not None:
-            _write(options.output, _extract(read_raw(data), found, options.extract))
-        elif options.listing or options.program is not None:
-            print(_listing(found, options.program), end="")
-        elif options.btf:
-            if found.btf is None:
-                raise ElfError("the object has no BTF: compile with -g")
-            print(found.btf.dump(), end="")
-        elif options.json:
-            print(json.dumps(_facts(read_raw(data), found), indent=2))
-        else:
-            print(_overview(read_raw(data), found), end="")
-    except OSError as error:
-        print(f"elf: {options.file}: {error.strerror or error}", file=sys.stderr)
-        return 1
+        _show(options, read_raw(data), read_object(data))
     except PybpfasmError as error:
-        print(f"elf: {options.file}: {error}", file=sys.stderr)
-        return 1
+        raise ElfError(f"{target}: {error}") from error
     return 0
+
+
+def _show(options: argparse.Namespace, raw: RawObject, found: ObjectFile) -> None:
+    if options.extract is not None:
+        _write(options.output or "-", _extract(raw, found, options.extract))
+    elif options.listing or options.program is not None:
+        print(_listing(found, options.program), end="")
+    elif options.btf:
+        if found.btf is None:
+            raise ElfError("the object has no BTF: compile with -g")
+        print(found.btf.dump(), end="")
+    elif options.json:
+        print(json.dumps(_facts(raw, found), indent=2))
+    else:
+        print(_overview(raw, found), end="")
+
+
+def _made(targets: Sequence[str], level: str | None) -> bytes:
+    """The object with the programs and objects that *targets* names."""
+    objects: dict[str, bytes] = {}
+    specs: list[ProgramSpec] = []
+    for target in targets:
+        data = Path(target).read_bytes() if Path(target).is_file() else b""
+        if not data.startswith(ELF_MAGIC):
+            specs += load_programs(target, level=level)
+        elif target in objects:
+            raise UsageError(f"{target} is named twice")
+        else:
+            objects[target] = data
+    if specs:
+        written = write_object(specs)
+        if not objects:
+            return written
+        objects[", ".join(target for target in targets if target not in objects)] = written
+    return link_objects(objects)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m pybpfasm elf", description="Show what a BPF object holds: programs, maps, sections."
+        prog="python -m pybpfasm elf",
+        description="Show what a BPF object holds: programs, maps, sections. With -o, write programs as an "
+        "object, and link it with the objects that are named beside them.",
+        epilog="examples: elf prog.o; elf package.module:program -o prog.o; elf a.o b.o -o both.o",
     )
-    parser.add_argument("file", help="the object, - for standard input")
+    parser.add_argument(
+        "targets",
+        nargs="+",
+        metavar="target",
+        help="an object to show, - for standard input; or programs to write and objects to link",
+    )
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--json", action="store_true", help="the same facts as JSON")
     what.add_argument(
         "--listing", action="store_true", help="the instructions with the lines of their source"
     )
     what.add_argument("--btf", action="store_true", help="the object's types")
-    what.add_argument(
-        "--extract",
-        metavar="NAME",
-        help="the bytes of a section or a program, to a file",
+    what.add_argument("--extract", metavar="NAME", help="the bytes of a section or a program, to a file")
+    what.add_argument("--program", metavar="NAME", help="list the instructions of this program only")
+    parser.add_argument(
+        "-o", "--output", metavar="FILE", help="the object to write, or where --extract writes to"
     )
-    parser.add_argument("--program", metavar="NAME", help="list the instructions of this program only")
-    parser.add_argument("-o", "--output", metavar="FILE", default="-", help="where --extract writes to")
+    level_option(parser)
     return parser
 
 

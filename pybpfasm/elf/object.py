@@ -20,6 +20,7 @@ from pybpfasm.btf import (
     FuncInfo,
     Kind,
     LineInfo,
+    Linkage,
     pack_func_info,
     pack_line_info,
 )
@@ -362,7 +363,7 @@ class _Reader:
             if btf.byteorder != self.raw.byteorder:
                 raise BtfError(f"{btf.byteorder}-endian types in a {self.raw.byteorder}-endian object")
             hidden = {s.name for s in self.raw.symbols if s.visibility in (STV_HIDDEN, STV_INTERNAL)}
-            self.kernel_btf = for_kernel(btf, self._layout(btf), hidden)
+            self.kernel_btf = for_kernel(btf, data_layout(self.raw, btf), hidden)
             self.kernel = Btf.parse(self.kernel_btf)
         except BtfError as error:
             raise ElfError(str(error), section=".BTF") from error
@@ -380,39 +381,6 @@ class _Reader:
             self.ext = BtfExt.parse(ext.data, btf)
         except BtfError as error:
             raise ElfError(str(error), section=".BTF.ext") from error
-
-    def _layout(self, btf: Btf) -> Callable[[BtfType], Layout | None]:
-        """Sizes and offsets of data sections, which clang leaves to whoever reads the object."""
-        types = self.raw.by_name(".BTF")
-        assert types is not None
-        relocations = {relocation.offset: relocation.symbol for relocation in types.relocations}
-
-        def layout(t: BtfType) -> Layout | None:
-            section = self.raw.by_name(t.name)
-            if section is None:
-                return None
-            entries = []
-            for index, entry in enumerate(t.entries):
-                offset = entry.offset
-                symbol = relocations.get(btf._data_start + 4 * (t._at + 3 + 3 * index + 1))
-                if symbol is not None:
-                    if symbol.section != section.index:
-                        continue  # clang moves small constants to .rodata.cst16, and does not say so here
-                    offset += symbol.value
-                entries.append((entry.type_id, offset, entry.size))
-            entries.sort(key=lambda entry: entry[1])
-            end = 0
-            for type_id, offset, size in entries:
-                if offset < end or offset + size > section.size:
-                    raise ElfError(
-                        f"variable {btf.type(type_id).name!r}, {size} bytes at {offset}, overlaps another or "
-                        f"goes past the section's {section.size} bytes",
-                        section=t.name,
-                    )
-                end = offset + size
-            return section.size, entries
-
-        return layout
 
     def _license(self) -> str:
         section = self.raw.by_name("license")
@@ -697,7 +665,9 @@ class _Reader:
         known = self.externs.get(symbol.name)
         weak = symbol.bind == STB_WEAK
         if known is None:
-            raise error(f"{symbol.name!r} is defined nowhere: objects are not linked with one another here")
+            raise error(
+                f"{symbol.name!r} is defined in another object: link them first (pybpfasm.elf.link_objects)"
+            )
         if kind == "kfunc" and known.kind != "kfunc":
             raise error(f"a call to {symbol.name!r}, which is declared as a variable")
         return replace(known, weak=weak)
@@ -867,6 +837,51 @@ class _Definition:
         if inner:
             self.fail("maps are nested only once")
         out.inner = self.read(element, inner=True)
+
+
+def map_fields(btf: Btf, type_id: int, symbol: str) -> tuple[object, ...]:
+    """What the definition *type_id* of a map says, to compare it with that of another object."""
+
+    def plain(fields: _Fields | None) -> tuple[object, ...]:
+        return () if fields is None else (fields.numbers, fields.sizes, plain(fields.inner))
+
+    return plain(_Definition(btf, symbol).read(btf.resolve(type_id)))
+
+
+def data_layout(raw: RawObject, btf: Btf) -> Callable[[BtfType], Layout | None]:
+    """Sizes and offsets of data sections, which clang leaves to whoever reads the object."""
+    types = raw.by_name(".BTF")
+    assert types is not None
+    relocations = {relocation.offset: relocation.symbol for relocation in types.relocations}
+
+    def layout(t: BtfType) -> Layout | None:
+        section = raw.by_name(t.name)
+        if section is None:
+            return None
+        entries = []
+        for index, entry in enumerate(t.entries):
+            if btf.type(entry.type_id).linkage == Linkage.EXTERN:
+                continue
+            offset = entry.offset
+            symbol = relocations.get(btf._data_start + 4 * (t._at + 3 + 3 * index + 1))
+            if symbol is not None:
+                if symbol.section != section.index:
+                    continue  # clang moves small constants to .rodata.cst16, and does not say so here
+                offset += symbol.value
+            entries.append((entry.type_id, offset, entry.size))
+        entries.sort(key=lambda entry: entry[1])
+        end = 0
+        for type_id, offset, size in entries:
+            if offset < end or offset + size > section.size:
+                raise ElfError(
+                    f"variable {btf.type(type_id).name!r}, {size} bytes at {offset}, overlaps another or "
+                    f"goes past the section's {section.size} bytes",
+                    section=t.name,
+                )
+            end = offset + size
+        return section.size, entries
+
+    return layout
 
 
 _Record = TypeVar("_Record", FuncInfo, LineInfo)

@@ -50,6 +50,7 @@ class Section:
     size: int
     link: int
     info: int
+    align: int = 1
     data: bytes = b""
     relocations: list[Relocation] = field(default_factory=list)
 
@@ -94,7 +95,8 @@ def read_raw(data: bytes) -> RawObject:
     byteorder, headers, string_index = _check_headers(data)
     names = _section_names(data, headers, string_index)
     sections = [
-        Section(index, name, h[1], h[2], h[4], h[5], h[6], h[7])
+        # One of type NULL has nothing in it, whatever the rest says.
+        Section(index, name, h[1], h[2], h[4], h[5] if h[1] else 0, h[6], h[7], max(h[8], 1))
         for index, (h, name) in enumerate(zip(headers, names, strict=True))
     ]
     tables = [section for section in sections if section.type == SHT_SYMTAB]

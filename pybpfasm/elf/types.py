@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import bisect
 import struct
 from collections.abc import Callable, Collection, Iterable, Mapping
 
@@ -76,8 +77,8 @@ class TypeTable(BtfBuilder):
             open_refs[type_id] = len(distinct)
             for ref in distinct:
                 users.setdefault(ref, []).append(type_id)
-        # Types whose references are all there come first and may be ones that are there already; what is left
-        # refers to itself in a circle and is added as one block.
+        # Types whose references are all there come first and may be ones that are there already; of what is
+        # left, types that refer to one another in a circle are added as one block.
         ids = {0: 0}
         ready = sorted((t for t, count in open_refs.items() if not count), reverse=True)
         while ready:
@@ -87,11 +88,15 @@ class TypeTable(BtfBuilder):
                 open_refs[user] -= 1
                 if not open_refs[user]:
                     ready.append(user)
-        circle = sorted(t for t in needs if t not in ids)
-        if circle:
+        for circle in _circles({t: needs[t] for t in sorted(needs) if t not in ids}):
             self._take_circle(btf, circle, ids, sections or {})
         del ids[0]
         return ids
+
+    def add_data_section(self, name: str, size: int, entries: Iterable[tuple[int, int, int]]) -> int:
+        """A section with variables (var, offset, size), those that another object defines among them."""
+        words = tuple(word for entry in entries for word in entry)
+        return self._add(Kind.DATASEC, name, size, words, vlen=len(words) // 3, refs=words[::3])
 
     def add_extern_section(self, name: str, ids: Iterable[int]) -> int:
         """The section that lists what another has to define: FUNC and VAR of these *ids*, each once."""
@@ -172,6 +177,42 @@ class TypeTable(BtfBuilder):
                     refs.append(words[at])
         name = self.string(btf._name_at(t._word(0), type_id))
         return (name, info, third, *words), tuple(refs)
+
+
+def _circles(needs: Mapping[int, list[int]]) -> list[list[int]]:
+    """The types in groups that refer to one another, each behind those that it refers to (Tarjan's
+    algorithm)."""
+    order: dict[int, int] = {}
+    lowest: dict[int, int] = {}
+    stack: list[int] = []
+    on_stack: set[int] = set()
+    found: list[list[int]] = []
+    for root in needs:
+        if root in order:
+            continue
+        path = [(root, iter(needs[root]))]
+        while path:
+            type_id, following = path[-1]
+            if type_id not in order:
+                order[type_id] = lowest[type_id] = len(order)
+                stack.append(type_id)
+                on_stack.add(type_id)
+            for ref in following:
+                if ref in needs and ref not in order:
+                    path.append((ref, iter(needs[ref])))
+                    break
+                if ref in on_stack:
+                    lowest[type_id] = min(lowest[type_id], order[ref])
+            else:
+                path.pop()
+                if path:
+                    lowest[path[-1][0]] = min(lowest[path[-1][0]], lowest[type_id])
+                if lowest[type_id] == order[type_id]:
+                    at = bisect.bisect_left(stack, order[type_id], key=order.__getitem__)
+                    found.append(sorted(stack[at:]))
+                    on_stack.difference_update(stack[at:])
+                    del stack[at:]
+    return found
 
 
 Layout = tuple[int, list[tuple[int, int, int]]]

@@ -4,39 +4,44 @@
 from __future__ import annotations
 
 import re
-import struct
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Final
 
 from pybpfasm import isa
-from pybpfasm.btf import Btf, BtfExt, CoreRelo, FuncInfo, Kind, LineInfo, unpack_func_info, unpack_line_info
+from pybpfasm.asm import Asm
+from pybpfasm.btf import (
+    Btf,
+    BtfBuilder,
+    BtfError,
+    BtfExt,
+    CoreRelo,
+    FuncInfo,
+    Kind,
+    LineInfo,
+    Linkage,
+    declare,
+    unpack_func_info,
+    unpack_line_info,
+)
 from pybpfasm.core import CoreKind, CoreRelocation
+from pybpfasm.elf.file import ElfFile, FileSection, FileSymbol
 from pybpfasm.elf.format import (
-    EHDR_SIZE,
-    EM_BPF,
-    ET_REL,
     R_BPF_64_32,
     R_BPF_64_64,
-    SHDR_SIZE,
     SHF_ALLOC,
     SHF_EXECINSTR,
-    SHF_INFO_LINK,
     SHF_WRITE,
-    SHN_UNDEF,
     SHT_NOBITS,
     SHT_PROGBITS,
-    SHT_REL,
-    SHT_STRTAB,
-    SHT_SYMTAB,
     STB_GLOBAL,
     STB_LOCAL,
     STB_WEAK,
     STT_FUNC,
     STT_NOTYPE,
     STT_OBJECT,
-    STT_SECTION,
-    SYM_SIZE,
+    STV_DEFAULT,
+    STV_HIDDEN,
     ElfError,
     is_data_section,
     section_of,
@@ -45,10 +50,11 @@ from pybpfasm.elf.types import TypeTable
 from pybpfasm.extern import Extern
 from pybpfasm.instruction import SLOT_SIZE, Instruction, encode
 from pybpfasm.isa import CallKind, Imm64
-from pybpfasm.kernel.enums import BPF_F_RDONLY_PROG, MapType
-from pybpfasm.layout import ByteOrder, Field
+from pybpfasm.kernel.context import SkBuff
+from pybpfasm.kernel.enums import BPF_F_RDONLY_PROG, MapType, ProgType
+from pybpfasm.layout import ByteOrder, Field, Struct
 from pybpfasm.maps import MapMember, MapSpec
-from pybpfasm.program import Function, ProgramSpec
+from pybpfasm.program import Function, ProgramSpec, Subprogram, Template
 
 __all__ = ["write_object"]
 
@@ -60,6 +66,8 @@ def write_object(
     programs: Sequence[ProgramSpec],
     maps: Iterable[MapSpec] = (),
     *,
+    functions: Iterable[Subprogram] | Mapping[str, Subprogram] = (),
+    external_maps: Iterable[str] = (),
     tcx: bool = False,
     sections: Mapping[str, str] | None = None,
 ) -> bytes:
@@ -69,40 +77,20 @@ def write_object(
     by its name, as tracing programs need (``{"on_exec": "tp/sched/sched_process_exec"}``). TC programs are in
     ``tc``; with *tcx*, in ``tcx/ingress`` and ``tcx/egress``, which libbpf 1.3 and later know. Subprograms
     are static functions in ``.text``, once for all programs. Maps with contents become data sections.
+    For objects that are to be linked with others (`link_objects`): *functions* are subprograms that those may
+    call (hidden ones, in C's words: ``extern int f(int) __hidden``), by their declarations in C where these
+    matter (``bpftool gen object`` wants the types to be the same); maps named in *external_maps* are theirs
+    to define.
     Functions and variables of the kernel (`pybpfasm.extern`) are listed in ``.ksyms`` with their types, which
     whoever loads the object compares with the kernel's.
 
     The same specs give the same bytes. Raises `ElfError` for what an object can't say: programs of the same
     name, of different licenses or byte orders, a type that has no section of its own.
     """
-    return _Writer(list(programs), list(maps), tcx, dict(sections or {})).write()
-
-
-@dataclass
-class _Section:
-    """A section that is to be written."""
-
-    name: str
-    type: int
-    flags: int = 0
-    data: bytes = b""
-    align: int = 1
-    size: int | None = None  # of a section without bytes in the file
-    link: int = 0
-    info: int = 0
-    entry_size: int = 0
-    index: int = 0
-    relocations: list[tuple[int, str, int]] = field(default_factory=list)  # offset, symbol's key, type
-
-
-@dataclass
-class _Symbol:
-    name: str
-    section: _Section | None  # None where the kernel defines it
-    value: int
-    size: int
-    bind: int
-    type: int
+    writer = _Writer(list(programs), list(maps), set(external_maps), tcx, dict(sections or {}))
+    if not isinstance(functions, Mapping):
+        return writer.write(list(functions), [])
+    return writer.write(list(functions.values()), list(functions))
 
 
 @dataclass
@@ -115,23 +103,29 @@ class _Body:
 
 class _Writer:
     def __init__(
-        self, programs: list[ProgramSpec], maps: list[MapSpec], tcx: bool, sections: dict[str, str]
+        self,
+        programs: list[ProgramSpec],
+        maps: list[MapSpec],
+        external_maps: set[str],
+        tcx: bool,
+        sections: dict[str, str],
     ) -> None:
         self.programs = programs
         self.tcx = tcx
         self.section_names = sections
         self.byteorder: ByteOrder = programs[0].byteorder if programs else "little"
-        self.end = "<" if self.byteorder == "little" else ">"
         self.types = TypeTable(self.byteorder)
         self.ext = BtfExt()
-        self.sections: list[_Section] = []
-        self.symbols: dict[str, _Symbol] = {}
+        self.file = ElfFile(self.byteorder)
         self.code: dict[str, list[bytes]] = {}
         self.slots: dict[str, int] = {}
         self.shared: dict[object, int] = {}  # functions in .text by what they are
+        self.external_maps = external_maps
+        self.exported: set[str] = set()  # names of functions that others may call
+        self.prototypes: dict[str, int] = {}  # of those that have a declaration
+        self.placed: set[str] = set()  # those of them that are written
         self.externs: dict[str, tuple[Extern, int]] = {}  # with the id of its type
         self.maps = self._all_maps(maps)
-        self._check()
 
     def _all_maps(self, more: list[MapSpec]) -> list[MapSpec]:
         found: dict[str, MapSpec] = {}
@@ -148,6 +142,8 @@ class _Writer:
             name = _program_name(program)
             if name in names:
                 raise ElfError(f"two programs are named {name!r}: an object has one of each name")
+            if name in self.exported:
+                raise ElfError(f"a function and a program are both named {name!r}")
             names.add(name)
             if program.byteorder != self.byteorder:
                 raise ElfError(
@@ -159,6 +155,10 @@ class _Writer:
                     f"program {program.name} has the license {program.license!r}, "
                     f"{self.programs[0].name} {self.programs[0].license!r}: an object has one license"
                 )
+        for unknown in sorted(
+            self.external_maps - {_map_name(s) for s in self.maps if not self.data_section(s)}
+        ):
+            raise ElfError(f"external_maps has {unknown!r}, which is no map of the object")
         for unknown in sorted(set(self.section_names) - names):
             raise ElfError(f"sections={{{unknown!r}: …}} names no program of the object")
         for spec in self.maps:
@@ -169,11 +169,6 @@ class _Writer:
                 raise ElfError(f"map {name!r}: a map in an object has the name of a C variable")
 
     # Sections.
-    def _section(self, section: _Section) -> _Section:
-        self.sections.append(section)
-        section.index = len(self.sections)
-        return section
-
     def _section_name(self, program: ProgramSpec) -> str:
         given = self.section_names.get(_program_name(program)) or getattr(program, "section", None)
         if isinstance(given, str):
@@ -188,44 +183,87 @@ class _Writer:
         return name
 
     # Programs.
-    def write(self) -> bytes:
+    def write(self, functions: list[Subprogram], declarations: list[str]) -> bytes:
         """The object's bytes."""
-        code: dict[str, _Section] = {}
-        if any(len(program.functions) > 1 for program in self.programs):
-            code[".text"] = _Section(".text", SHT_PROGBITS, SHF_ALLOC | SHF_EXECINSTR, align=8)
+        code: dict[str, FileSection] = {}
+        shared = self._carrier(functions)
+        for function, declaration in zip(functions, declarations, strict=False):
+            self._declare_function(function, declaration)
+        self._check()
+        if any(len(program.functions) > 1 for program in [*self.programs, *shared]):
+            code[".text"] = FileSection(".text", SHT_PROGBITS, SHF_ALLOC | SHF_EXECINSTR, align=8)
         for program in self.programs:
             name = self._section_name(program)
             if name == ".text":
                 raise ElfError(f"program {program.name}: .text is the section of subprograms")
             if name not in code:
-                code[name] = _Section(name, SHT_PROGBITS, SHF_ALLOC | SHF_EXECINSTR, align=8)
+                code[name] = FileSection(name, SHT_PROGBITS, SHF_ALLOC | SHF_EXECINSTR, align=8)
         self.text_sections = code
         for section in code.values():
-            self._section(section)
+            self.file.add(section)
             self.code[section.name] = []
             self.slots[section.name] = 0
         self._data_sections()
         self._map_definitions()
         for program in self.programs:
-            self._program(program)
+            self._program(program, self._section_name(program))
+        for program in shared:
+            self._program(program, None)
         for section in code.values():
             section.data = b"".join(self.code[section.name])
         if self.programs:
             license = self.programs[0].license.encode() + b"\0"
-            section = self._section(_Section("license", SHT_PROGBITS, SHF_ALLOC | SHF_WRITE, license))
-            self.symbols["license"] = _Symbol("_license", section, 0, len(license), STB_GLOBAL, STT_OBJECT)
+            section = self.file.add(FileSection("license", SHT_PROGBITS, SHF_ALLOC | SHF_WRITE, license))
+            self.file.symbols["license"] = FileSymbol(
+                "_license", section, 0, len(license), STB_GLOBAL, STT_OBJECT
+            )
             char = self.types.add_int("char", 1, signed=True)
             var = self.types.add_var("_license", self.types.add_array(char, len(license)))
             self.types.add_datasec("license", len(license), [(var, 0, len(license))])
-        if self.externs:
-            self.types.add_extern_section(".ksyms", [type_id for _, type_id in self.externs.values()])
+        ksyms = [type_id for extern, type_id in self.externs.values() if extern.kind != "external"]
+        if ksyms:
+            self.types.add_extern_section(".ksyms", ksyms)
         ext = self.ext.to_bytes(self.types)
-        self._section(_Section(".BTF", SHT_PROGBITS, data=self.types.to_bytes(), align=4))
+        self.file.add(FileSection(".BTF", SHT_PROGBITS, data=self.types.to_bytes(), align=4))
         if self.ext.func_info or self.ext.core_relo:
-            self._section(_Section(".BTF.ext", SHT_PROGBITS, data=ext, align=4))
-        return self._link()
+            self.file.add(FileSection(".BTF.ext", SHT_PROGBITS, data=ext, align=4))
+        return self.file.to_bytes()
 
-    def _program(self, program: ProgramSpec) -> None:
+    def _carrier(self, functions: list[Subprogram]) -> list[ProgramSpec]:
+        """A program that calls *functions*, of which only these are written."""
+        for function in functions:
+            self.exported.add(function.name)
+        if not functions:
+            return []
+
+        def call_all(b: Asm, _: Struct) -> None:
+            for function in functions:
+                b.call(function)
+            b.ret(0)
+
+        made: Template[[]] = Template(call_all, ProgType.UNSPEC, None, SkBuff, "functions", "", 0, False)
+        spec = made.build_for(self.byteorder)
+        self.maps = self._all_maps([*self.maps, *spec.maps])
+        return [spec]
+
+    def _declare_function(self, function: Subprogram, declaration: str) -> None:
+        """Note the type that others know a function by."""
+        builder = BtfBuilder(self.byteorder)
+        try:
+            name, type_id = declare(builder, declaration)
+        except BtfError as error:
+            raise ElfError(str(error)) from None
+        btf = Btf.parse(builder.to_bytes())
+        t = btf.type(type_id)
+        given = len(function.arguments) + (function.context is not None)
+        if t.kind != Kind.FUNC or name != function.name or len(btf.type(t.type_id).params) != given:
+            raise ElfError(
+                f"{declaration!r} does not declare function {function.name}, which takes {given} arguments"
+            )
+        self.prototypes[name] = self.types.take(btf, [t.type_id])[t.type_id]
+
+    def _program(self, program: ProgramSpec, name: str | None) -> None:
+        """Write the functions of a program, the main one to section *name*, or not at all."""
         btf_data = program.btf()
         functions = sorted(program.functions, key=lambda function: function.slot)
         starts = [function.slot for function in functions] + [program.slots]
@@ -241,11 +279,14 @@ class _Writer:
         debug = _Debug(self, program, btf_data) if btf_data else None
         # Where each function goes: the main one behind those of its section, others into .text, where one
         # that is there already serves again.
-        name = self._section_name(program)
         bodies: list[_Body] = []
         new: list[bool] = []
         for index, function in enumerate(functions):
             section = ".text" if index else name
+            if section is None:
+                bodies.append(_Body("", 0))
+                new.append(False)
+                continue
             if index:
                 key = self._identity(functions, index, pieces, debug, set())
                 known = self.shared.get(key)
@@ -262,6 +303,7 @@ class _Writer:
                 bodies[-1],
                 starts[index + 1] - starts[index],
                 main=not index,
+                hidden=function.context is None,
             )
             self.slots[section] += starts[index + 1] - starts[index]
         for index, piece in enumerate(pieces):
@@ -270,15 +312,21 @@ class _Writer:
                 if debug is not None:
                     debug.place(starts[index], starts[index + 1], bodies[index])
 
-    def _place(self, name: str, body: _Body, slots: int, *, main: bool) -> None:
+    def _place(self, name: str, body: _Body, slots: int, *, main: bool, hidden: bool) -> None:
         key = f"program {name}" if main else f"function {body.offset}"
-        self.symbols[key] = _Symbol(
+        exported = not main and name in self.exported
+        if exported:
+            if name in self.placed:
+                raise ElfError(f"two different functions are named {name!r}: an object has one of each name")
+            self.placed.add(name)
+        self.file.symbols[key] = FileSymbol(
             name,
             self.text_sections[body.section],
             body.offset * SLOT_SIZE,
             slots * SLOT_SIZE,
-            STB_GLOBAL if main else STB_LOCAL,
+            STB_GLOBAL if main or exported else STB_LOCAL,
             STT_FUNC,
+            STV_HIDDEN if exported and hidden else STV_DEFAULT,
         )
 
     def _identity(
@@ -372,7 +420,7 @@ class _Writer:
         return insn
 
     def _extern(
-        self, program: ProgramSpec, insn: Instruction, extern: Extern, section: _Section, at: int
+        self, program: ProgramSpec, insn: Instruction, extern: Extern, section: FileSection, at: int
     ) -> Instruction:
         """Name what the kernel has to define, as clang does."""
         known = self.externs.get(extern.name)
@@ -382,7 +430,7 @@ class _Writer:
             # One that somebody can't do without is not weak.
             extern = replace(known[0], weak=known[0].weak and extern.weak)
             self.externs[extern.name] = (extern, known[1])
-        self.symbols[f"extern {extern.name}"] = _Symbol(
+        self.file.symbols[f"extern {extern.name}"] = FileSymbol(
             extern.name, None, 0, 0, STB_WEAK if extern.weak else STB_GLOBAL, STT_NOTYPE
         )
         section.relocations.append((at, f"extern {extern.name}", R_BPF_64_64 if insn.wide else R_BPF_64_32))
@@ -410,7 +458,7 @@ class _Writer:
         return self.types.take(btf, [type_id])[type_id]
 
     def _map_reference(
-        self, program: ProgramSpec, insn: Instruction, spec: MapSpec, section: _Section, at: int
+        self, program: ProgramSpec, insn: Instruction, spec: MapSpec, section: FileSection, at: int
     ) -> Instruction:
         value = insn.imm_high if insn.src == Imm64.MAP_VALUE else None
         data = self.data_section(spec)
@@ -453,9 +501,9 @@ class _Writer:
             if contents is None and not name.startswith(".bss"):
                 contents = bytes(size)
             if contents is None or (name.startswith(".bss") and not any(contents)):
-                section = self._section(_Section(name, SHT_NOBITS, flags, b"", 8, size))
+                section = self.file.add(FileSection(name, SHT_NOBITS, flags, b"", 8, size))
             else:
-                section = self._section(_Section(name, SHT_PROGBITS, flags, contents, 8))
+                section = self.file.add(FileSection(name, SHT_PROGBITS, flags, contents, 8))
             described = spec.btf(self.byteorder)
             if described is None:
                 continue
@@ -463,24 +511,33 @@ class _Writer:
             btf = Btf.parse(data)
             if value_id and btf.type(value_id).kind == Kind.DATASEC:
                 self.types.take(btf, [value_id])
-                variables = [(btf.type(v).name, offset, s) for v, offset, s in btf.type(value_id).entries]
+                variables = [
+                    (
+                        btf.type(v).name,
+                        offset,
+                        s,
+                        STB_LOCAL if btf.type(v).linkage == Linkage.STATIC else STB_GLOBAL,
+                    )
+                    for v, offset, s in btf.type(value_id).entries
+                ]
             else:
                 value = self.types.take(btf, [value_id]).get(value_id, 0)
-                # The variable has the name of its type, or of the section without the dots.
+                # The variable has the name of its type, or is static and has that of the section.
                 variable = re.sub(r"\W", "_", btf.type(value_id).name or spec.name.lstrip("."))
                 if not value_id or value == 0:
                     continue
-                var = self.types.add_var(variable, value)
+                linkage = Linkage.GLOBAL if btf.type(value_id).name else Linkage.STATIC
+                var = self.types.add_var(variable, value, linkage)
                 self.types.add_datasec(name, size, [(var, 0, size)])
-                variables = [(variable, 0, size)]
-            for variable, offset, length in variables:
-                self._variable(variable, section, offset, length)
+                variables = [(variable, 0, size, STB_GLOBAL if linkage else STB_LOCAL)]
+            for variable, offset, length, bind in variables:
+                self._variable(variable, section, offset, length, bind)
 
-    def _variable(self, name: str, section: _Section, offset: int, size: int) -> None:
-        key = f"variable {name}"
-        if key in self.symbols:
-            return  # a static variable whose name another one has
-        self.symbols[key] = _Symbol(name, section, offset, size, STB_GLOBAL, STT_OBJECT)
+    def _variable(self, name: str, section: FileSection, offset: int, size: int, bind: int) -> None:
+        key = f"variable {name}" if bind != STB_LOCAL else f"variable {section.name}+{offset}"
+        if key in self.file.symbols:
+            return  # two structures of one name
+        self.file.symbols[key] = FileSymbol(name, section, offset, size, bind, STT_OBJECT)
 
     def _map_definitions(self) -> None:
         # libbpf makes maps in this order, and those that others hold from the start have to be there.
@@ -494,21 +551,29 @@ class _Writer:
         names |= {_map_name(spec): f"map {_map_name(spec)}" for spec in definitions}
         entries: list[tuple[int, int, int]] = []
         at = 0
-        section = self._section(_Section(".maps", SHT_PROGBITS, SHF_ALLOC | SHF_WRITE, align=8))
+        section = FileSection(".maps", SHT_PROGBITS, SHF_ALLOC | SHF_WRITE, align=8)
+        if not all(_map_name(spec) in self.external_maps for spec in definitions):
+            self.file.add(section)
         for spec in definitions:
             type_id, size = self._definition(spec)
+            if _map_name(spec) in self.external_maps:
+                entries.insert(0, (self.types.add_var(_map_name(spec), type_id, Linkage.EXTERN), 0, size))
+                self.file.symbols[f"map {_map_name(spec)}"] = FileSymbol(
+                    _map_name(spec), None, 0, 0, STB_GLOBAL, STT_NOTYPE
+                )
+                continue
             for index, name in spec.initial:
                 if name not in names:
                     raise ElfError(f"map {spec.name}: entry {index} is {name!r}, which is not in the object")
                 section.relocations.append((at + size + 8 * index, names[name], R_BPF_64_64))
             size += 8 * max((index + 1 for index, _ in spec.initial), default=0)
             entries.append((self.types.add_var(_map_name(spec), type_id), at, size))
-            self.symbols[f"map {_map_name(spec)}"] = _Symbol(
+            self.file.symbols[f"map {_map_name(spec)}"] = FileSymbol(
                 _map_name(spec), section, at, size, STB_GLOBAL, STT_OBJECT
             )
             at += size
         section.data = bytes(at)
-        self.types.add_datasec(".maps", at, entries)
+        self.types.add_data_section(".maps", at, entries)
 
     def _definition(self, spec: MapSpec, *, inner: bool = False) -> tuple[int, int]:
         """The structure that defines a map, as libbpf's ``__uint`` and ``__type`` macros write it."""
@@ -566,112 +631,6 @@ class _Writer:
     def _index_type(self) -> int:
         return self.types.add_int("__ARRAY_SIZE_TYPE__", 4)
 
-    # The file.
-    def _link(self) -> bytes:
-        end = self.end
-        local = [symbol for symbol in self.symbols.values() if symbol.bind == STB_LOCAL]
-        others = [symbol for symbol in self.symbols.values() if symbol.bind != STB_LOCAL]
-        needed = {
-            key.removeprefix("section ")
-            for section in self.sections
-            for _, key, _ in section.relocations
-            if key.startswith("section ")
-        }
-        strings = _Strings()
-        numbers: dict[str, int] = {}
-        table = bytearray(SYM_SIZE)
-        by_identity = {id(symbol): key for key, symbol in self.symbols.items()}
-        for section in self.sections:
-            if section.name in needed:
-                numbers[f"section {section.name}"] = len(table) // SYM_SIZE
-                table += struct.pack(f"{end}IBBHQQ", 0, STT_SECTION, 0, section.index, 0, 0)
-        first_global = 0
-        for symbol in local + others:
-            if symbol.bind != STB_LOCAL and not first_global:
-                first_global = len(table) // SYM_SIZE
-            numbers[by_identity[id(symbol)]] = len(table) // SYM_SIZE
-            table += struct.pack(
-                f"{end}IBBHQQ",
-                strings.add(symbol.name),
-                symbol.bind << 4 | symbol.type,
-                0,
-                SHN_UNDEF if symbol.section is None else symbol.section.index,
-                symbol.value,
-                symbol.size,
-            )
-        count = len(self.sections)
-        relocated = [section for section in self.sections if section.relocations]
-        symtab_index = count + len(relocated) + 1
-        for section in relocated:
-            data = b"".join(
-                struct.pack(f"{end}QQ", offset, numbers[key] << 32 | type)
-                for offset, key, type in section.relocations
-            )
-            self._section(
-                _Section(
-                    ".rel" + section.name,
-                    SHT_REL,
-                    SHF_INFO_LINK,
-                    data,
-                    8,
-                    link=symtab_index,
-                    info=section.index,
-                    entry_size=16,
-                )
-            )
-        self._section(
-            _Section(
-                ".symtab",
-                SHT_SYMTAB,
-                0,
-                bytes(table),
-                8,
-                link=symtab_index + 1,
-                info=first_global or len(table) // SYM_SIZE,
-                entry_size=SYM_SIZE,
-            )
-        )
-        strtab = self._section(_Section(".strtab", SHT_STRTAB))
-        names = [strings.add(section.name) for section in self.sections]
-        strtab.data = bytes(strings.data)
-        headers = bytearray(SHDR_SIZE)
-        body = bytearray()
-        for section, name in zip(self.sections, names, strict=True):
-            body += bytes(-(EHDR_SIZE + len(body)) % section.align)
-            headers += struct.pack(
-                f"{end}IIQQQQIIQQ",
-                name,
-                section.type,
-                section.flags,
-                0,
-                EHDR_SIZE + len(body),
-                len(section.data) if section.size is None else section.size,
-                section.link,
-                section.info,
-                section.align,
-                section.entry_size,
-            )
-            body += section.data
-        body += bytes(-len(body) % 8)
-        ident = struct.pack("<4sBBBBB7x", b"\x7fELF", 2, 1 if end == "<" else 2, 1, 0, 0)
-        header = ident + struct.pack(
-            f"{end}HHIQQQIHHHHHH",
-            ET_REL,
-            EM_BPF,
-            1,
-            0,
-            0,
-            EHDR_SIZE + len(body),
-            0,
-            EHDR_SIZE,
-            0,
-            0,
-            SHDR_SIZE,
-            len(self.sections) + 1,
-            strtab.index,
-        )
-        return header + bytes(body) + bytes(headers)
-
 
 class _Debug:
     """A program's function and line records, with their types and strings in the object's BTF."""
@@ -686,6 +645,12 @@ class _Debug:
             (record, btf.string(record.file_name_off), btf.string(record.line_off)) for record in self.lines
         ]
         self.starts = [function.slot for function in program.functions] + [program.slots]
+        for record in self.functions:
+            # What others may call is no static function.
+            t = btf.type(record.type_id)
+            if t.name in writer.exported and t.linkage == Linkage.STATIC:
+                proto = writer.prototypes.get(t.name, self.ids[t.type_id])
+                self.ids[t.id] = writer.types.add_func(t.name, proto)
 
     def signature(self, index: int) -> tuple[object, ...]:
         """The type and the lines of function number *index*."""
@@ -714,20 +679,6 @@ class _Debug:
                         (line.insn_off + shift) * SLOT_SIZE, string(file), string(text), line.line, line.col
                     )
                 )
-
-
-class _Strings:
-    """The bytes of a string table."""
-
-    def __init__(self) -> None:
-        self.data = bytearray(b"\0")
-        self._known: dict[str, int] = {"": 0}
-
-    def add(self, text: str) -> int:
-        if text not in self._known:
-            self._known[text] = len(self.data)
-            self.data += text.encode() + b"\0"
-        return self._known[text]
 
 
 def _target(insn: Instruction, slot: int) -> int | None:

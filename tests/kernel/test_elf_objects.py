@@ -19,7 +19,7 @@ from loader.elf import kernel_symbol, kernel_types, load
 from loader.objects import Map, Program
 from pybpfasm.asm import Asm
 from pybpfasm.elf import read_object, write_object
-from pybpfasm.extern import kfunc, ksym, ksym_address
+from pybpfasm.extern import extern_address, kfunc, ksym
 from pybpfasm.kernel.context import SkBuff
 from pybpfasm.kernel.enums import AttachType, Helper, MapType
 from pybpfasm.layout import U32, U64, Struct
@@ -55,7 +55,7 @@ def bpftool() -> Callable[..., str]:
     return run
 
 
-def _dump(bpftool: Callable[..., str], pin: Path) -> str:
+def dump(bpftool: Callable[..., str], pin: Path) -> str:
     """The program as the verifier left it, with its lines; maps numbered as they appear, and no addresses."""
     text = bpftool("prog", "dump", "xlated", "pinned", pin, "linum")
     text = re.sub(r"0xffff[0-9a-f]{12}", "0xffff…", text)
@@ -105,9 +105,9 @@ def _same_as_bpftool_loads(
         assert sorted(loaded) == sorted(entry.name for entry in theirs.iterdir())
         for name, program in loaded.items():
             program.pin(ours / name)
-            dumped = _dump(bpftool, ours / name)
+            dumped = dump(bpftool, ours / name)
             assert len(dumped.splitlines()) > 2 and f"{name}(" in dumped
-            assert _dump(bpftool, theirs / name) == dumped
+            assert dump(bpftool, theirs / name) == dumped
             with Program.from_pin(theirs / name) as other:
                 assert other.info().type == program.info().type
                 assert len(other.info().map_ids) == len(program.info().map_ids)
@@ -236,11 +236,11 @@ def measure(b: Asm, ctx: SkBuff) -> None:
     b.call(kfunc("u32 bpf_dynptr_size(const struct bpf_dynptr *p)"))
     b.r7 = b.r0
     missing = kfunc("int no_such_kfunc(int x)", weak=True)
-    ksym_address(b.r1, missing)
+    extern_address(b.r1, missing)
     with b.If(b.r1 != 0):
         b.r1 = 4
         b.call(missing)
-    ksym_address(b.r1, kfunc("bpf_dynptr_size", weak=True))
+    extern_address(b.r1, kfunc("bpf_dynptr_size", weak=True))
     with b.If(b.r1 != 0):
         b.r7 += 1000
     b.r0 = b.r7
@@ -261,7 +261,7 @@ def test_an_address_of_the_kernel_in_an_object() -> None:
 
     @sched_cls()
     def address(b: Asm, ctx: SkBuff) -> None:
-        ksym_address(b.r0, symbol)
+        extern_address(b.r0, symbol)
         b.r0 >>= 16
         b.exit()
 
@@ -284,7 +284,7 @@ def test_what_clang_made(bpftool: Callable[..., str], bpffs: BpfFs, name: str) -
         results = []
         for pin, program in loaded.programs.items():
             program.pin(ours / pin)
-            dumps = [_dump(bpftool, ours / pin), _dump(bpftool, theirs / pin)]
+            dumps = [dump(bpftool, ours / pin), dump(bpftool, theirs / pin)]
             if name.startswith("data"):
                 # libbpf gives up the types of this one: clang says of a constant that it is where it isn't.
                 dumps = [re.sub(r"(?m)^(;|int ).*\n", "", dump) for dump in dumps]

@@ -8,8 +8,14 @@ from pathlib import Path
 
 import pytest
 
+from pybpfasm import cli
 from pybpfasm.elf import read_object
-from pybpfasm.elf.cli import main
+
+
+def main(arguments: list[str]) -> int:
+    """The command."""
+    return cli.main(["elf", *arguments])
+
 
 DATA = Path(__file__).parent.parent / "data" / "elf"
 
@@ -55,8 +61,7 @@ def test_extract(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "args, message",
     [
-        (["/no/such/file"], "elf: /no/such/file: No such file"),
-        ([str(DATA / "generate")], "byte 0: this is no ELF file"),
+        (["/no/such/file"], "pybpfasm: /no/such/file: No such file"),
         (
             [str(DATA / "data_v3.o"), "--program", "coutn"],
             "no program 'coutn' in the object; did you mean 'count'",
@@ -70,7 +75,20 @@ def test_errors(args: list[str], message: str, capsys: pytest.CaptureFixture[str
     assert message in shown.err and len(shown.err.splitlines()) == 1 and not shown.out
 
 
-def test_usage() -> None:
-    with pytest.raises(SystemExit) as caught:
-        main([])
-    assert caught.value.code == 2
+def test_usage(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 2
+    assert main([str(DATA / "generate")]) == 2
+    assert "generate is no ELF object; to write one of programs, give -o FILE" in capsys.readouterr().err
+    assert main([str(DATA / "data_v3.o"), str(DATA / "core_v3.o")]) == 2
+    assert "give -o FILE to write or link an object" in capsys.readouterr().err
+
+
+def test_link(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "both.o"
+    first, second = (str(DATA / "link" / name) for name in ("first.o", "second.o"))
+    assert main([first, second, "-o", str(out)]) == 0
+    assert list(read_object(out.read_bytes()).programs) == ["first", "second"]
+    assert main([first, first, "-o", str(out)]) == 2
+    assert "first.o is named twice" in capsys.readouterr().err
+    assert main([first, "tests.unit.test_elf_linker:python", "-o", str(out)]) == 1
+    assert "'counts' is defined in" in capsys.readouterr().err

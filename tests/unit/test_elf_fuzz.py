@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from pybpfasm.btf import Btf
 from pybpfasm.core import CoreResolver
-from pybpfasm.elf import ElfError, ObjectFile, read_object, write_object
+from pybpfasm.elf import ElfError, ObjectFile, link_objects, read_object, write_object
+from pybpfasm.elf.reader import read_raw
 from pybpfasm.errors import PybpfasmError
 
 DATA = Path(__file__).parent.parent / "data" / "elf"
@@ -60,6 +61,21 @@ def test_the_objects_themselves_are_sound() -> None:
 @given(st.binary(max_size=300), st.booleans())
 def test_any_bytes(data: bytes, header: bool) -> None:
     look_at_everything(OBJECTS["loops_v3.o"][:64] + data if header else data)
+
+
+@bounded
+@given(names, names, st.lists(st.tuples(st.integers(0, 8000), st.integers(0, 255)), min_size=1, max_size=4))
+def test_bytes_changed_of_an_object_that_is_linked(
+    name: str, other: str, changes: list[tuple[int, int]]
+) -> None:
+    data = bytearray(OBJECTS[name])
+    for at, value in changes:
+        data[at % len(data)] = value
+    try:
+        linked = link_objects([bytes(data), OBJECTS[other]])
+    except ElfError:
+        return
+    look_at_everything(linked)
 
 
 @bounded
@@ -211,6 +227,16 @@ def test_a_section_of_zeros_takes_no_memory() -> None:
     data = data[:at] + struct.pack("<Q", 1 << 29) + data[at + 8 :]
     assert read_object(data).map(".bss").value_size == 1 << 29
     assert _peak(data) < 1 << 20
+
+
+def test_a_section_of_no_type_has_nothing_in_it() -> None:
+    data = bytearray(OBJECTS["maps_v3.o"])
+    (table,) = struct.unpack_from("<Q", data, 40)
+    index = next(s.index for s in read_raw(bytes(data)).sections if s.name == ".maps")
+    struct.pack_into("<I", data, table + 64 * index + 4, 0)
+    struct.pack_into("<Q", data, table + 64 * index + 32, 1 << 40)
+    with pytest.raises(ElfError):
+        read_object(bytes(data))
 
 
 def test_sections_that_overlap_are_refused() -> None:

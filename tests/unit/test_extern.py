@@ -13,7 +13,7 @@ from pybpfasm.core import CoreError, CoreResolver
 from pybpfasm.elf import ElfError, read_object, write_object
 from pybpfasm.elf.reader import RawObject, read_raw
 from pybpfasm.errors import AsmError
-from pybpfasm.extern import Extern, kfunc, ksym, ksym_address
+from pybpfasm.extern import Extern, extern_address, kfunc, ksym
 from pybpfasm.instruction import encode
 from pybpfasm.kernel.context import SkBuff
 from pybpfasm.kernel.kfuncs import KFUNCS
@@ -130,9 +130,9 @@ def known(b: Asm, ctx: SkBuff) -> None:
     b.call(kfunc("bpf_dynptr_from_skb"))
     b.r1 = 1
     b.call(kfunc("int bpf_newer(u32 flags)"))
-    ksym_address(b.r1, kfunc("bpf_dynptr_from_skb", weak=True))
-    ksym_address(b.r2, ksym("struct rq runqueues", weak=True))
-    ksym_address(b.r3, ksym("void bpf_link_fops"))
+    extern_address(b.r1, kfunc("bpf_dynptr_from_skb", weak=True))
+    extern_address(b.r2, ksym("struct rq runqueues", weak=True))
+    extern_address(b.r3, ksym("void bpf_link_fops"))
     b.ret(0)
 
 
@@ -215,7 +215,7 @@ def test_a_weak_function_of_another_type_is_missing() -> None:
 
     @sched_cls()
     def asks(b: Asm, ctx: SkBuff) -> None:
-        ksym_address(b.r1, declared)
+        extern_address(b.r1, declared)
         with b.If(b.r1 != 0):
             b.r1 = 1
             b.call(declared)
@@ -242,9 +242,9 @@ def test_the_kernels_functions_in_text() -> None:
 @pytest.mark.parametrize(
     ("statement", "message"),
     [
-        ("ksym_address(b.w1, ksym('int x'))", "write b.r1: an address has 8 bytes"),
-        ("ksym_address(b.r10, ksym('int x'))", "r10"),
-        ("ksym_address(b.r1, 'x')", r'takes kfunc\("…"\) or ksym\("…"\)'),
+        ("extern_address(b.w1, ksym('int x'))", "write b.r1: an address has 8 bytes"),
+        ("extern_address(b.r10, ksym('int x'))", "r10"),
+        ("extern_address(b.r1, 'x')", r'statement>:1: extern_address takes kfunc\("…"\), '),
         ("ksym('int f(void)')", "does not declare a variable"),
         ("kfunc('int f(int x')", "missing before 'the end'"),
         ("b.call(ksym('int x'))", "call takes a Helper or a subprogram"),
@@ -252,6 +252,6 @@ def test_the_kernels_functions_in_text() -> None:
 )
 def test_misuse(statement: str, message: str) -> None:
     b = Asm("misuse")
-    names = {"b": b, "ksym": ksym, "kfunc": kfunc, "ksym_address": ksym_address}
+    names = {"b": b, "ksym": ksym, "kfunc": kfunc, "extern_address": extern_address}
     with pytest.raises(AsmError, match=message):
         exec(compile(statement, "<statement>", "exec"), names)

@@ -175,8 +175,8 @@ def test_elf(module: str, text: str, tmp_path: Path, capfd: pytest.CaptureFixtur
     assert capfd.readouterr().out == ""
     assert main(["elf", out]) == 0
     listed = capfd.readouterr().out
-    assert "license 'Dual BSD/GPL', little-endian, with BTF" in listed
-    assert "program answer: SCHED_CLS, 2 slots, maps: none" in listed
+    assert "little-endian BPF object, license Dual BSD/GPL" in listed
+    assert "  answer: SCHED_CLS, section tc, 2 slots" in listed
     for target in (out, f"{out}:answer"):
         assert main(["dis", target]) == 0
         assert "0: (b7) r0 = 77" in capfd.readouterr().out
