@@ -105,6 +105,7 @@ def make(request: Request, *, dry: bool = False) -> Plan:
     with ExitStack() as stack:
         netns = stack.enter_context(NetNs.open(request.netns))
         if not dry:
+            _refuse_read_only(request)
             check_capabilities(request, netns)
         with netns.entered():
             interfaces = _interfaces(request.interfaces)
@@ -157,6 +158,22 @@ def check_capabilities(request: Request, netns: NetNs) -> None:
             if os.geteuid() != 0
             else "this is root without its usual capabilities: give the container or service "
             + " ".join(missing),
+        )
+
+
+def _refuse_read_only(request: Request) -> None:
+    """Refuse where the bpf file system is there but may not be written to, as in a sandbox.
+
+    One that is mounted over it would be in the sandbox's mount namespace, and end with that, and the proxy
+    too.
+    """
+    if request.bpffs is not None or BpfFs.find() is not None:
+        return
+    for mount in bpffs.visible(bpffs.mounts(), "bpf"):
+        raise LoaderError(
+            f"the bpf file system at {mount.mount_point} is read-only here",
+            hint="in a unit of systemd ProtectKernelTunables= makes it so, in a container the way it is "
+            "mounted; or name another one with --bpffs",
         )
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from loader import bpffs, cli, features
+from loader import bpffs, cli, features, process
 from loader.features import Feature, Support
 from loader.features.named import PROBES
 from loader.sys import libc
@@ -36,6 +36,7 @@ ROOT = Path(__file__).resolve().parents[2]
 UP = ["up", "--iface", "lo", "--ports", "8000"]
 NOBODY = 65534
 _PR_CAPBSET_DROP = 24  # linux/prctl.h
+_MS_RDONLY, _MS_REMOUNT, _MS_BIND = 1, 32, 4096  # sys/mount.h
 _CAPABILITIES = {"CAP_NET_ADMIN": 12, "CAP_SYS_ADMIN": 21, "CAP_PERFMON": 38, "CAP_BPF": 39}
 
 
@@ -221,6 +222,16 @@ def test_three_capabilities_are_enough(site: Site) -> None:
     assert status["drift"] == []
     assert command("down", *words[:2], drop=without("CAP_SYS_ADMIN")).status == 0
     assert site.pins() == []
+
+
+def test_a_read_only_bpf_file_system(site: Site) -> None:
+    """A sandbox has one: another one over it would end with the sandbox, and the proxy with that."""
+    before = bpffs.mounts()
+    for one in bpffs.visible(before, "bpf"):
+        process.mount("none", str(one.mount_point), None, _MS_REMOUNT | _MS_BIND | _MS_RDONLY)
+    outcome = command(*UP, "--cgroup", str(site.cgroup.path))
+    refused(site, outcome, 1, "the bpf file system at ", " is read-only here", "ProtectKernelTunables=")
+    assert [one.mount_id for one in bpffs.mounts()] == [one.mount_id for one in before]
 
 
 def test_another_namespace_needs_sys_admin(site: Site) -> None:
