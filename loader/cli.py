@@ -207,6 +207,13 @@ def _parser() -> tuple[Parser, dict[str, argparse.ArgumentParser]]:
     up = command("up", "assemble, load and attach the programs; again, to change settings in place")
     _add_proxy(up)
     up.add_argument("--dry-run", action="store_true", help="show what would be done, and touch nothing")
+    up.add_argument(
+        "--wait",
+        type=_seconds,
+        default=0.0,
+        metavar="SECONDS",
+        help="first wait, so long at most, for the interfaces and for a listener at Envoy's port",
+    )
     up.add_argument("--json", action="store_true", help="print facts as JSON")
     up.add_argument("--timings", action="store_true", help="show where the time went")
 
@@ -381,6 +388,11 @@ def _up(arguments: argparse.Namespace) -> int:
     from loader.up import up
 
     _clock("import")
+    if arguments.wait:
+        from loader.waiting import wait
+
+        wait(request, arguments.wait)
+        _clock("wait")
     result = up(request, clock=_clock)
     plan = result.plan
     assert plan is not None
