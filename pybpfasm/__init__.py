@@ -57,6 +57,7 @@ if TYPE_CHECKING:
         Bytes,
         Nested,
         Struct,
+        Union,
     )
     from pybpfasm.maps import MapSpec
     from pybpfasm.program import (
@@ -79,7 +80,7 @@ _WHERE = {
     "instruction": "Instruction decode encode",
     "kernel.context": "BpfSock SkBuff SkLookup SkMsgMd SockAddr SockOps SockOpt XdpMd",
     "kernel.enums": "AttachType Helper MapType ProgType TcxAction XdpAction",
-    "layout": "S8 S16 S32 S64 U8 U16 U32 U64 Array Be16 Be32 Be64 Bytes Nested Struct",
+    "layout": "S8 S16 S32 S64 U8 U16 U32 U64 Array Be16 Be32 Be64 Bytes Nested Struct Union",
     "maps": "MapSpec",
     "program": "ProgramSpec cgroup_sock_addr cgroup_sockopt global_function sched_cls sk_lookup sk_msg "
     "sock_ops socket_filter subprogram xdp",
@@ -124,6 +125,7 @@ __all__ = [
     "SourceLocation",
     "Struct",
     "TcxAction",
+    "Union",
     "XdpAction",
     "XdpMd",
     "be16",

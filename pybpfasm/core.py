@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING, Final
 from weakref import WeakKeyDictionary
 
 from pybpfasm import isa
+from pybpfasm.asm.branches import Label
+from pybpfasm.bitfield import BitField
 from pybpfasm.btf import Btf, BtfBuilder, BtfError, BtfType, Kind
 from pybpfasm.errors import AsmError, PybpfasmError, suggestion
 from pybpfasm.extern import Extern, kfunc
@@ -39,6 +41,7 @@ __all__ = [
     "core_add_offset",
     "core_exists",
     "core_load",
+    "core_load_bits",
     "core_offset",
     "core_size",
     "kfunc",
@@ -710,17 +713,59 @@ def core_load(to: Reg, view: Struct, path: str) -> None:
     """
     struct = type(view)
     access, field, offset = _path(to, struct, path)
+    if isinstance(field, BitField):
+        raise _wrong(to, f"{struct.__name__}.{path} is a bit field: core_load_bits() loads it")
     if not isinstance(field, Scalar):
         raise to.asm._error(f"{struct.__name__}.{path} is no integer or pointer that a register could hold")
     if to.index == isa.FRAME_POINTER:
         raise to.asm._frame_pointer()
     if to.is_w:
         raise to.asm._error(f"write b.r{to.index}: a load of 1, 2 or 4 bytes clears the rest of the register")
-    if view.address.offset:
-        raise to.asm._error(f"{view!r}: the kernel's structure starts where the register points to")
     reference = CoreRelocation(CoreKind.FIELD_BYTE_OFFSET, *_local(struct), access)
     opcode = isa.LDX | isa.MEM | isa.SIZE_CODE[field.size]
-    to.asm._emit(opcode, to.index, view.address.base, offset, reference=reference)
+    to.asm._emit(opcode, to.index, _register_of(view), offset, reference=reference)
+
+
+def _register_of(view: Struct) -> int:
+    if view.address.offset:
+        raise view.address.asm._error(f"{view!r}: the kernel's structure starts where the register points to")
+    return view.address.base
+
+
+def core_load_bits(to: Reg, view: Struct, path: str) -> None:
+    """``rN`` = a bit field of the kernel, extended to 64 bits: 13 instructions, of which 5 to 8 are run.
+
+        class Skb(Struct, kernel_name="sk_buff"):
+            pkt_type = U8.bits(3)
+
+        core_load_bits(b.r2, Skb(b.r1), "pkt_type")
+
+    Where the field is, how many bits it has, and in how many bytes, is the kernel's to say; whether it has a
+    sign, and its name, are taken from Python. *to* holds these facts on the way, so it is not the register
+    that *view* lies at; no other is changed. Otherwise as `core_load`. Raises `AsmError`.
+    """
+    struct, asm = type(view), to.asm
+    access, field, _ = _path(to, struct, path)
+    if not isinstance(field, BitField):
+        raise _wrong(to, f"{struct.__name__}.{path} is no bit field: core_load() loads it")
+    base = _register_of(view)
+    if base == to.index:
+        raise _wrong(to, f"r{base} can't hold the address and, before that is used, facts about the field")
+    _constant(to, CoreKind.FIELD_BYTE_SIZE, struct, access, field.base.size)
+    done = Label("done")
+    labels = {size: Label(f"size {size}") for size in (1, 2, 4)}
+    for size, label in labels.items():
+        asm.If(to == size).goto(label)
+    for size in (8, 4, 2, 1):
+        if size < 8:
+            asm.goto(done)
+            asm.label(labels[size])
+        reference = CoreRelocation(CoreKind.FIELD_BYTE_OFFSET, *_local(struct), access)
+        asm._emit(isa.LDX | isa.MEM | isa.SIZE_CODE[size], to.index, base, reference=reference)
+    asm.label(done)
+    right = Alu.ARSH if field.base.signed else Alu.RSH
+    _constant(to, CoreKind.FIELD_LSHIFT_U64, struct, access, 0, Alu.LSH)
+    _constant(to, CoreKind.FIELD_RSHIFT_U64, struct, access, 64 - field.width, right)
 
 
 def core_offset(to: Reg, struct: type[Struct], path: str) -> None:
@@ -748,7 +793,8 @@ def core_size(to: Reg, struct: type[Struct], path: str = "") -> None:
         _constant(to, CoreKind.TYPE_SIZE, struct, "0", struct.sizeof)
         return
     access, field, _ = _path(to, struct, path)
-    _constant(to, CoreKind.FIELD_BYTE_SIZE, struct, access, field.size)
+    size = field.base.size if isinstance(field, BitField) else field.size
+    _constant(to, CoreKind.FIELD_BYTE_SIZE, struct, access, size)
 
 
 def core_exists(to: Reg, struct: type[Struct], path: str = "") -> None:
@@ -802,7 +848,10 @@ def _path(to: Reg, struct: type[Struct], path: str) -> tuple[str, Field, int]:
         field = at.fields.get(step[1])
         if field is None:
             raise _wrong(to, f"{at.__name__} has no field {step[1]!r}{suggestion(step[1], at.fields)}")
-        access.append(str(list(at.fields).index(step[1])))
+        members = [member[0] for member in at._members(BtfBuilder())]
+        if step[1] not in members:
+            raise _wrong(to, f"{at.__name__}.{step[1]} can't be described in BTF, which CO-RE needs")
+        access.append(str(members.index(step[1])))
         offset += field.offset
         for index in re.findall(r"\d+", step[2]):
             if not isinstance(field, Array) or int(index) >= field.count:

@@ -26,6 +26,7 @@ from pybpfasm.source import capture, resolve
 
 if TYPE_CHECKING:
     from pybpfasm.asm import Address, Mem, Reg, StoreValue
+    from pybpfasm.bitfield import BitField
     from pybpfasm.btf import BtfBuilder
 
 ByteOrder = Literal["little", "big"]
@@ -50,6 +51,7 @@ __all__ = [
     "Record",
     "Scalar",
     "Struct",
+    "Union",
 ]
 
 
@@ -60,6 +62,8 @@ class Field:
     """
 
     __slots__ = ("align", "at", "name", "offset", "owner", "size")
+
+    is_whole: ClassVar[bool] = True  # of bytes, no bit field
 
     def __init__(self, size: int, align: int, *, at: int | None = None) -> None:
         self.size = size
@@ -86,6 +90,35 @@ class Field:
         """The BTF type id of the field's type, added to *builder* where it is new."""
         raise NotImplementedError
 
+    # What a structure asks of its fields; those that are bits do it otherwise.
+    def place(self, name: str, end: int, packed: bool) -> int:
+        """Lie in the structure whose fields so far end at bit *end*; returns the bit behind this one."""
+        step = 1 if packed else self.align
+        self.offset = -(-end // (8 * step)) * step if self.at is None else self.at
+        return (self.offset + self.size) * 8
+
+    def is_padding(self, name: str) -> bool:
+        """Whether a field of this *name* is only there to take room."""
+        return False
+
+    def write(self, out: bytearray, value: Any, byteorder: ByteOrder) -> None:
+        """Put *value* into its place in a structure's bytes; raises `LayoutError` when it does not fit."""
+        out[self.offset : self.offset + self.size] = self.to_bytes(value, byteorder)
+
+    def read(self, data: bytes, byteorder: ByteOrder) -> Any:
+        """The Python value in a structure's bytes."""
+        return self.from_bytes(data[self.offset : self.offset + self.size], byteorder)
+
+    def member(self, builder: BtfBuilder) -> tuple[str, int, int] | tuple[str, int, int, int] | None:
+        """The member of the structure in BTF: name, type, bit offset, and width of a bit field; ``None``
+        where BTF has no words for it."""
+        return self.name, self.btf(builder), self.offset * 8
+
+    @property
+    def end(self) -> int:
+        """The bit behind it."""
+        return (self.offset + self.size) * 8
+
     def __repr__(self) -> str:
         return f"<{self.c_type} {self.owner}.{self.name} at {self.offset}>"
 
@@ -108,6 +141,17 @@ class Scalar(Field):
         self.signed = self._signed
         self.order = self._order
         self.c_name = self._c_name
+
+    @classmethod
+    def bits(cls, width: int, *, at: int | None = None, at_bit: int | None = None) -> BitField:
+        """A bit field of *width* bits in units of this type: see `pybpfasm.bitfield`.
+
+        A name of an underscore and digits makes it padding, which may have a *width* of 0: the next one then
+        begins a new unit. ``at`` fixes the byte where it starts, ``at_bit`` the bit. Raises `LayoutError`.
+        """
+        from pybpfasm.bitfield import BitField
+
+        return BitField(cls(), width, at=at, at_bit=at_bit)
 
     @property
     def c_type(self) -> str:
@@ -355,6 +399,8 @@ class Array(Field):
     def __init__(self, element: Field, count: int, *, at: int | None = None) -> None:
         if count < 0:
             raise LayoutError(f"an array can't have {count} elements")
+        if not element.is_whole:
+            raise LayoutError("an array can't have bit fields for elements: make a structure of them")
         super().__init__(element.size * count, element.align, at=at)
         self.element = element
         self.count = count
@@ -429,7 +475,7 @@ class Nested(Field, Generic[S]):
 
     @property
     def c_type(self) -> str:
-        return f"struct {self.struct.kernel_name}"
+        return f"{'union' if self.struct._overlays else 'struct'} {self.struct.kernel_name}"
 
     @overload
     def __get__(self, obj: None, owner: type[Struct]) -> Self: ...
@@ -534,6 +580,7 @@ class Struct:
     sizeof: ClassVar[int] = 0
     alignof: ClassVar[int] = 1
     kernel_name: ClassVar[str] = ""
+    _overlays: ClassVar[bool] = False
 
     def __init_subclass__(
         cls, *, kernel_name: str = "", size: int | None = None, packed: bool = False, **kwargs: Any
@@ -543,7 +590,7 @@ class Struct:
         for base in reversed(cls.__mro__[1:]):
             if issubclass(base, Struct):
                 fields.update(base.fields)
-        end = max((f.offset + f.size for f in fields.values()), default=0)
+        end = max((f.end for f in fields.values()), default=0)
         align = max((f.align for f in fields.values()), default=1)
         for name, field in list(vars(cls).items()):
             if not isinstance(field, Field):
@@ -554,27 +601,36 @@ class Struct:
                 raise LayoutError(
                     f"{cls.__name__}.{name}: the same field object is {field.owner}.{field.name} too"
                 )
-            step = 1 if packed else field.align
-            offset = -(-end // step) * step if field.at is None else field.at
-            if offset < 0:
-                raise LayoutError(f"{cls.__name__}.{name}: offset {offset} is negative")
-            field.name, field.owner, field.offset = name, cls.__name__, offset
+            behind = cls._place(name, field, 0 if cls._overlays else end, packed)
+            if field.offset < 0:
+                raise LayoutError(f"{cls.__name__}.{name}: offset {field.offset} is negative")
+            field.name, field.owner = name, cls.__name__
             if isinstance(field, Array):
                 field.element.owner, field.element.name = cls.__name__, name
-            end = max(end, offset + field.size)
-            align = max(align, step)
-            fields[name] = field
-        total = -(-end // align) * align if not packed else end
+            end = max(end, behind)
+            align = max(align, 1 if packed else field.align)
+            if not field.is_padding(name):
+                fields[name] = field
+        length = -(-end // 8)
+        total = -(-length // align) * align if not packed else length
         if size is not None:
-            if size < end:
+            if size < length:
                 raise LayoutError(
-                    f"{cls.__name__}: size={size} is less than the {end} bytes that its fields take"
+                    f"{cls.__name__}: size={size} is less than the {length} bytes that its fields take"
                 )
             total = size
         cls.fields = MappingProxyType(fields)
         cls.sizeof = total
         cls.alignof = align
         cls.kernel_name = kernel_name or cls.__name__
+
+    @classmethod
+    def _place(cls, name: str, field: Field, end: int, packed: bool) -> int:
+        """Give *field* its offset; returns the bit behind it."""
+        try:
+            return field.place(name, end, packed)
+        except LayoutError as error:
+            raise LayoutError(f"{cls.__name__}.{name}: {error}") from None
 
     def __init__(self, at: Reg | Address) -> None:
         try:
@@ -631,9 +687,8 @@ class Struct:
         """
         out = bytearray(cls.sizeof)
         for name, value in values.items():
-            offset = cls.offsetof(name)
-            field = cls.fields[name]
-            out[offset : offset + field.size] = field.to_bytes(value, byteorder)
+            cls.offsetof(name)  # which complains where there is none
+            cls.fields[name].write(out, value, byteorder)
         return bytes(out)
 
     @classmethod
@@ -646,20 +701,37 @@ class Struct:
             raise LayoutError(f"{cls.__name__} is {cls.sizeof} bytes, got {len(data)}")
         return Record(
             cls,
-            {
-                name: field.from_bytes(data[field.offset : field.offset + field.size], byteorder)
-                for name, field in cls.fields.items()
-            },
+            {name: field.read(data, byteorder) for name, field in cls.fields.items()},
             byteorder,
         )
 
     @classmethod
     def btf(cls, builder: BtfBuilder) -> int:
         """The BTF type id of the structure, added to *builder* where it is new."""
-        # The kernel wants members in the order of their offsets.
-        fields = sorted(cls.fields.items(), key=lambda item: item[1].offset)
-        members = [(name, field.btf(builder), field.offset * 8) for name, field in fields]
-        return builder.add_struct(cls.kernel_name, cls.sizeof, members)
+        add = builder.add_union if cls._overlays else builder.add_struct
+        return add(cls.kernel_name, cls.sizeof, cls._members(builder))
+
+    @classmethod
+    def _members(cls, builder: BtfBuilder) -> list[tuple[str, int, int] | tuple[str, int, int, int]]:
+        """The members in BTF. The kernel wants them in the order of their offsets."""
+        found = [field.member(builder) for field in cls.fields.values()]
+        return sorted((member for member in found if member is not None), key=lambda member: member[2])
+
+
+class Union(Struct):
+    """Base of unions: all fields begin at byte 0.
+
+    In Python a `Record` has each field's view of the bytes, and of several values that are packed the later
+    ones are written over the earlier.
+    """
+
+    __slots__ = ()
+    _overlays = True
 
 
 _RESERVED = frozenset(name for name in dir(Struct) if not name.startswith("__"))
+
+
+def field_name(name: str) -> str:
+    """*name*, with an underscore behind it where `Struct` itself uses it."""
+    return f"{name}_" if name in _RESERVED or (name.startswith("__") and name.endswith("__")) else name

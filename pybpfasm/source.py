@@ -25,6 +25,7 @@ _HERE = os.path.dirname(__file__)
 INTERNAL = frozenset(
     os.path.join(_HERE, *name.split("/"))
     for name in (
+        "asm/bits.py",
         "asm/blocks.py",
         "asm/branches.py",
         "asm/builder.py",
@@ -34,6 +35,7 @@ INTERNAL = frozenset(
         "asm/operands.py",
         "asm/rewrite.py",
         "asm/splice.py",
+        "bitfield.py",
         "core.py",
         "extern.py",
         "layout.py",

@@ -565,6 +565,7 @@ class Asm:
         self._emit(isa.LD_IMM64, dst, Imm64.VALUE, 0, signed[0], signed[1])
 
     def _assign_other(self, dst: int, is_w: bool, value: object) -> None:
+        from pybpfasm.asm.bits import Bits
         from pybpfasm.program import Subprogram
 
         if isinstance(value, Unary):
@@ -595,6 +596,10 @@ class Asm:
             self._loose.pop(id(value), None)
             raise self._error(
                 "a comparison has no value to assign: use b.If(…); to mask bits write b.rN &= x"
+            )
+        elif isinstance(value, Bits):
+            raise self._error(
+                f"loading a bit field takes several instructions: view.{value.field.name}.load(b.r{dst})"
             )
         else:
             raise self._error(f"a register can't be set to {a(value)}")

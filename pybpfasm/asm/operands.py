@@ -539,4 +539,6 @@ def a(value: object) -> str:
         return "memory: load it to a register first"
     if isinstance(value, Address):
         return f"the address {value}: put it in a register first"
+    if type(value).__name__ == "Bits":
+        return "a bit field: view.field.load(b.rN) puts it into a register"
     return f"{type(value).__name__}"

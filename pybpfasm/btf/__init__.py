@@ -22,6 +22,7 @@ from pybpfasm.btf.info import (
     unpack_func_info,
     unpack_line_info,
 )
+from pybpfasm.btf.layouts import layout_of
 from pybpfasm.btf.reader import Btf, BtfType
 
 __all__ = [
@@ -40,6 +41,7 @@ __all__ = [
     "Member",
     "Param",
     "declare",
+    "layout_of",
     "pack_func_info",
     "pack_line_info",
     "unpack_func_info",

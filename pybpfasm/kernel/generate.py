@@ -268,9 +268,14 @@ def _flatten(
         where = f"{tag}.{member.name or '(unnamed)'}"
         if member.bitfield_size and not member.name:
             continue  # padding
-        if member.bitfield_size or member.bit_offset % 8:
-            raise BtfError(f"{where} is a bit field, which the generator does not know")
         offset = base + member.bit_offset // 8
+        if member.bitfield_size:
+            scalar, _ = _scalar(btf, member.type_id, False, where)
+            bit = base * 8 + member.bit_offset
+            yield _Field(member.name, offset, f"{scalar}.bits({member.bitfield_size}, at_bit={bit})")
+            continue
+        if member.bit_offset % 8:
+            raise BtfError(f"{where} starts within a byte and is no bit field")
         inner = btf.resolve(member.type_id)
         if inner.kind in (Kind.STRUCT, Kind.UNION):
             if not member.name:
@@ -302,7 +307,7 @@ def context_source(btf: Btf, release: str) -> str:
             inner_fields = list(_flatten(btf, inner, 0, spec.tag, cls, []))
             body += _class(cls, f"{spec.tag}_{name}", inner.size, doc, inner_fields)
         body += _class(spec.cls, spec.tag, struct.size, f"{spec.doc} Kernel: ``struct {spec.tag}``.", fields)
-    names = set(re.findall(r"\b(?:[USB]e?\d+|Array|Nested)(?=\()", "\n".join(body))) | {"Struct"}
+    names = set(re.findall(r"\b(?:[USB]e?\d+|Array|Nested)(?=\(|\.bits)", "\n".join(body))) | {"Struct"}
     # The order that ruff's import sorting wants: constants (U8, …) before classes, numbers by value.
     used = sorted(names, key=lambda n: (not n.isupper(), n[0], int(n[1:]) if n[1:].isdigit() else 0, n))
     lines = _header(_CONTEXT_TITLE, release)
