@@ -175,7 +175,7 @@ def _add_proxy(parser: argparse.ArgumentParser) -> None:
         "--queue-limit",
         metavar="BYTES",
         help="how much may wait for who reads an accelerated connection before it goes through the stack for "
-        "good (default: 6291456)",
+        "good (default: 6291456, or half of net.ipv4.tcp_rmem if that is less)",
     )
     _add_instance(parser)
 

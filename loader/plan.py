@@ -13,6 +13,7 @@ import sys
 from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, Self
 
@@ -22,16 +23,19 @@ from loader.capabilities import missing_capabilities
 from loader.cgroup import Cgroup
 from loader.errors import CapabilityError, KernelFeatureError, LoaderError, UsageError
 from loader.netns import Interface, NetNs, interface, listeners
-from programs.settings import Settings
+from programs.settings import DEFAULT_QUEUE_LIMIT, Settings
 from pybpfasm.errors import PybpfasmError
 
 if TYPE_CHECKING:
     from pybpfasm.maps import MapSpec
     from pybpfasm.program import ProgramSpec
 
-__all__ = ["Plan", "Request", "envoy_warning", "make", "netns_cookie"]
+__all__ = ["Plan", "Request", "envoy_warning", "make", "netns_cookie", "with_queue"]
 
 _SO_NETNS_COOKIE: Final = 71  # asm-generic/socket.h, from 5.14
+_TCP_RMEM: Final = Path("/proc/sys/net/ipv4/tcp_rmem")  # of the network namespace of who reads it
+_USERLOCKS_BITS: Final = 4  # the width of sk_userlocks, include/net/sock.h
+_RCVBUF_LOCK: Final = 2  # SOCK_RCVBUF_LOCK, linux/socket.h
 
 # What `up` needs in any case, and why.
 NEEDED: Final = {
@@ -123,6 +127,9 @@ def make(request: Request, *, dry: bool = False) -> Plan:
         if not dry:
             settings, tcx = _probe(request, mode, warnings)
         settings = replace(settings, netns=cookie)
+        if settings.queue_length_at:
+            with netns.entered():
+                settings = replace(settings, queue_limit=_queue_limit(settings, warnings))
         programs = mode.programs(settings, interfaces)
         return Plan(
             request=request,
@@ -243,7 +250,7 @@ def _probe(request: Request, mode: modes.Mode, warnings: list[str]) -> tuple[Set
             "the flow map until `down`"
         )
     if settings.accelerate:
-        settings = replace(settings, queue_length_at=_queue_length_at(warnings))
+        settings = with_queue(settings, warnings)
     if settings.accelerate and not cookie:
         warnings.append(
             "this kernel has no netns cookie (5.15): acceleration can take connections of two network "
@@ -254,8 +261,10 @@ def _probe(request: Request, mode: modes.Mode, warnings: list[str]) -> tuple[Set
     return settings, has(Feature.TCX) and not request.clsact
 
 
-def _queue_length_at(warnings: list[str]) -> int:
-    """Return where ``struct sock`` has the length of its receive queue, 0 where that says nothing."""
+def with_queue(settings: Settings, warnings: list[str]) -> Settings:
+    """Return the settings with where ``struct sock`` has the length of its receive queue, the size of its buffer
+    and whose doing that is; as they are where the length says nothing.
+    """
     from loader.features import Feature, probe
 
     found = probe(Feature.QUEUE_LENGTH)
@@ -264,15 +273,44 @@ def _queue_length_at(warnings: list[str]) -> int:
         from loader.elf import kernel_types
 
         try:
-            # sk_rmem_alloc is another name for it (include/net/sock.h).
-            return kernel_types().offset_of("sock", "sk_backlog", "rmem_alloc")
+            types = kernel_types()
+            locks, bit = divmod(types.bit_offset_of("sock", "sk_userlocks"), 8)
+            if sys.byteorder == "big":
+                bit = 8 - _USERLOCKS_BITS - bit
+            return replace(
+                settings,
+                # sk_rmem_alloc is another name for it (include/net/sock.h).
+                queue_length_at=types.offset_of("sock", "sk_backlog", "rmem_alloc"),
+                receive_buffer_at=types.offset_of("sock", "sk_rcvbuf"),
+                buffer_locks_at=locks,
+                receive_buffer_lock=_RCVBUF_LOCK << bit,
+            )
         except (LoaderError, PybpfasmError) as error:
             reason = str(error)
     warnings.append(
         "nothing limits how much waits in the kernel for an application that does not read its accelerated "
         f"connections ({reason}); --no-accelerate does without"
     )
-    return 0
+    return settings
+
+
+def _queue_limit(settings: Settings, warnings: list[str]) -> int:
+    """Return how much may wait: half of what a receive buffer of this thread's namespace grows to, at most.
+
+    In the other half TCP finds room for what it has already let the sender send.
+    """
+    try:
+        room = int(_TCP_RMEM.read_text(encoding="ascii").split()[2]) // 2
+    except (OSError, ValueError, IndexError):
+        return settings.queue_limit
+    if settings.queue_limit <= room:
+        return settings.queue_limit
+    if settings.queue_limit != DEFAULT_QUEUE_LIMIT:
+        warnings.append(
+            f"--queue-limit is {room} here, not {settings.queue_limit}: half of what the sysctl "
+            "net.ipv4.tcp_rmem lets a receive queue grow to"
+        )
+    return max(room, 1)
 
 
 def _may_accelerate(request: Request, mode: modes.Mode, warnings: list[str]) -> bool:

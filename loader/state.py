@@ -16,7 +16,7 @@ from pybpfasm.maps import MapSpec
 if TYPE_CHECKING:
     from pybpfasm.btf import BtfBuilder
 
-FORMAT: Final = 2  # of the settings map
+FORMAT: Final = 3  # of the settings map
 
 
 class Text(Bytes):
@@ -57,6 +57,9 @@ class SettingsValue(Struct, kernel_name="proxy_settings"):
     idle_seconds = U32()
     queue_limit = U32()
     queue_length_at = U32()
+    receive_buffer_at = U32()
+    buffer_locks_at = U32()
+    receive_buffer_lock = U32()
     netns_inode = U64()
     netns_cookie = U64()
     cgroup_id = U64()
@@ -114,6 +117,9 @@ def settings_value(plan: Plan) -> dict[str, Any]:
         "idle_seconds": settings.idle_seconds,
         "queue_limit": settings.queue_limit,
         "queue_length_at": settings.queue_length_at,
+        "receive_buffer_at": settings.receive_buffer_at,
+        "buffer_locks_at": settings.buffer_locks_at,
+        "receive_buffer_lock": settings.receive_buffer_lock,
         "netns_inode": plan.netns.ino,
         "netns_cookie": plan.netns_cookie,
         "cgroup_id": plan.cgroup.id,
@@ -137,6 +143,9 @@ def settings_of(value: Record, ranges: tuple[tuple[int, int], ...]) -> Settings:
         idle_seconds=value.idle_seconds,
         queue_limit=value.queue_limit,
         queue_length_at=value.queue_length_at,
+        receive_buffer_at=value.receive_buffer_at,
+        buffer_locks_at=value.buffer_locks_at,
+        receive_buffer_lock=value.receive_buffer_lock,
         timers=bool(value.timers),
         coarse_clock=bool(value.coarse_clock),
         netns_cookie=bool(value.with_netns_cookie),

@@ -11,7 +11,7 @@ MAX_PORT: Final = 65535
 
 DEFAULT_ENVOY_PORT: Final = 8080
 DEFAULT_MARK: Final = 4242
-DEFAULT_QUEUE_LIMIT: Final = 6 << 20  # what TCP lets a receive queue grow to by default: net.ipv4.tcp_rmem
+DEFAULT_QUEUE_LIMIT: Final = 6 << 20
 
 
 class SettingsError(ValueError):
@@ -130,7 +130,8 @@ class Settings:
     while the instance drains: connections that begin then go to the application, known ones on to Envoy.
     ``queue_limit`` is how many bytes may wait in the receive queue of an accelerated socket before what comes
     next goes through the stack, and ``queue_length_at`` where ``struct sock`` has that number (0: not known,
-    so there is no limit).
+    so there is no limit). ``receive_buffer_at`` is where it has the size of the receive buffer, and
+    ``buffer_locks_at`` the byte in which the bits ``receive_buffer_lock`` say that SO_RCVBUF has set it.
     """
 
     ports: Ports
@@ -149,6 +150,9 @@ class Settings:
     new_flows: bool = True
     queue_limit: int = DEFAULT_QUEUE_LIMIT
     queue_length_at: int = 0
+    receive_buffer_at: int = 0
+    buffer_locks_at: int = 0
+    receive_buffer_lock: int = 0
 
     def __post_init__(self) -> None:
         if not 1 <= self.envoy_port <= MAX_PORT:

@@ -3,13 +3,17 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from programs.settings import Settings
 from programs.shared import Counters, SocketKey, SocketNote, SocketState, count, find_counters, maps
 from programs.socket import fill_socket_key
-from pybpfasm.asm import Asm
+from pybpfasm.asm import Asm, Mem
 from pybpfasm.kernel.context import SkMsgMd
 from pybpfasm.kernel.enums import BPF_F_INGRESS, Helper, SkAction
 from pybpfasm.program import sk_msg as sk_msg_program
+
+SMALLEST_BUFFER: Final = 1024  # about half of what the kernel gives at least: SOCK_MIN_RCVBUF
 
 
 @sk_msg_program(name="pba_sk_msg")
@@ -17,9 +21,8 @@ def sk_msg(b: Asm, ctx: SkMsgMd, settings: Settings) -> None:
     """Redirect the message to the peer where that is certainly enrolled, and pass it in any case.
 
     A receiver reads redirected bytes before those that came through the stack. So a socket that has once sent
-    through the stack never redirects again, or its later bytes could overtake the earlier ones. Where more
-    than `Settings.queue_limit` bytes wait for the peer to read them, it goes that way: TCP's window then
-    slows the sender.
+    through the stack never redirects again, or its later bytes could overtake the earlier ones. Where too
+    much waits for the peer to read it, it goes that way: TCP's window then slows the sender.
     """
     key = b.stack(SocketKey)
     counters = Counters(b.r9).sk_msg
@@ -58,16 +61,8 @@ def sk_msg(b: Asm, ctx: SkMsgMd, settings: Settings) -> None:
         b.call(Helper.map_delete_elem)
 
     if settings.queue_length_at:
-        # Redirected bytes know no window: without this a peer that does not read would be sent to for ever.
-        length = b.u32[b.stack_bytes(8)]
-        b.lea(b.r1, length)
-        b.r2 = length.size
-        b.r3 = state.peer
-        b.r3 += settings.queue_length_at
-        b.call(Helper.probe_read_kernel)
-        with b.If(b.r0 == 0):  # else the peer is gone, and redirecting will say so
-            b.r2 = length
-            b.If(b.w2 > settings.queue_limit).goto("queue_full")
+        look_at_queue(b, ctx, settings, state)
+        b.label("room")
     fill_socket_key(b, ctx, settings, key, reverse=True, other="native")
     b.r1 = ctx
     b.r2 = maps(settings).sockets
@@ -91,3 +86,37 @@ def sk_msg(b: Asm, ctx: SkMsgMd, settings: Settings) -> None:
     count(b, counters.native_bytes, b.r2)
     b.label("pass")
     b.ret(SkAction.PASS)
+
+
+def look_at_queue(b: Asm, ctx: SkMsgMd, settings: Settings, state: SocketState) -> None:
+    """Jump to ``queue_full`` where the message would make more wait for the peer than may.
+
+    Redirected bytes know no window: without this a peer that does not read would be sent to for ever. What
+    TCP has advertised of its window before must still find room behind them, or it would be dropped and come
+    again only when the sender's timer, with its growing patience, sends it once more. So a receive buffer
+    that SO_RCVBUF has set, and that TCP does not enlarge therefore, is filled up to the half. Jumps to
+    ``room`` where the peer is gone: redirecting will say so. Clobbers r8.
+    """
+    word = b.stack_bytes(8)
+
+    def read(field: Mem, offset: int) -> None:
+        b.lea(b.r1, field)
+        b.r2 = field.size
+        b.r3 = state.peer
+        b.r3 += offset
+        b.call(Helper.probe_read_kernel)
+        b.If(b.r0 != 0).goto("room")
+
+    read(b.u32[word], settings.queue_length_at)
+    b.r8 = b.u32[word]
+    b.r2 = ctx.size
+    b.r8 += b.r2
+    b.If(b.r8 > settings.queue_limit).goto("queue_full")
+    b.If(b.r8 <= SMALLEST_BUFFER).goto("room")
+    read(b.u8[word], settings.buffer_locks_at)
+    b.r2 = b.u8[word]
+    b.If(~(b.r2 & settings.receive_buffer_lock)).goto("room")
+    read(b.u32[word], settings.receive_buffer_at)
+    b.r2 = b.u32[word]
+    b.r2 >>= 1
+    b.If(b.r8 > b.r2).goto("queue_full")

@@ -436,6 +436,16 @@ class Btf:
         Members of anonymous structures and unions are found as C finds them. Raises `BtfError` where there is
         no such field, or it does not begin at a byte.
         """
+        bits = self.bit_offset_of(name, *path)
+        if bits % 8:
+            raise BtfError(f"{'.'.join((name, *path))} begins within a byte")
+        return bits // 8
+
+    def bit_offset_of(self, name: str, *path: str) -> int:
+        """The same in bits, of a bit field say: bits are counted as `Member.bit_offset` counts them.
+
+        Raises `BtfError` where there is no such field.
+        """
         found = self.by_name(name, Kind.STRUCT)
         bits = 0
         for depth, step in enumerate(path):
@@ -444,9 +454,7 @@ class Btf:
                 raise BtfError(f"the types here have no field {'.'.join((name, *path[: depth + 1]))}")
             bits += place[0]
             found = self.resolve(place[1])
-        if bits % 8:
-            raise BtfError(f"{'.'.join((name, *path))} begins within a byte")
-        return bits // 8
+        return bits
 
     def _member(self, struct: BtfType, name: str, depth: int = 0) -> tuple[int, int] | None:
         """The offset in bits and the type of a member, of anonymous members' members too."""

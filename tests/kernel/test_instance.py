@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -329,6 +330,13 @@ def test_how_much_may_wait_can_be_changed_under_connections(site: Site) -> None:
     outcome = site.up("--queue-limit", "100000")
     assert outcome.status == 0
     assert site.status()["settings"]["queue_limit"] == 100000
+    # A receive buffer must have room behind it.
+    Path("/proc/sys/net/ipv4/tcp_rmem").write_text("4096 131072 300000")
+    outcome = site.up("--queue-limit", "200000")
+    assert "--queue-limit is 150000 here, not 200000" in outcome.err
+    assert site.status()["settings"]["queue_limit"] == 150000
+    assert "--queue-limit" not in site.up().err
+    assert site.status()["settings"]["queue_limit"] == 150000
     refused = site.run("up", "--iface", "lo", "--ports", "8000", "--queue-limit", str(1 << 31))
     assert refused.status == 2
     assert "--queue-limit 2147483648 is more than a receive queue can hold" in refused.err

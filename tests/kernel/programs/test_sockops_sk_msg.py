@@ -31,10 +31,10 @@ from typing import Any, NoReturn
 import pytest
 
 from loader.cgroup import Cgroup
-from loader.elf import kernel_types
 from loader.features import Feature, probe
 from loader.netns import NetNs
 from loader.objects import Link, Map, Program, attach_to_sockmap
+from loader.plan import with_queue
 from loader.process import CLONE_NEWNET, setns, unshare
 from programs.settings import Mark, Ports, Settings
 from pybpfasm.asm import Asm
@@ -731,8 +731,7 @@ def limited(netns: NetNs, cgroup: Cgroup, probe_skip: Callable[[str], NoReturn])
     if not found.supported:
         probe_skip(found.reason)
     cgroup.add()
-    at = kernel_types().offset_of("sock", "sk_backlog", "rmem_alloc")
-    chosen = Settings(Ports.parse("8000,9000-9010"), queue_limit=LIMIT, queue_length_at=at)
+    chosen = with_queue(Settings(Ports.parse("8000,9000-9010"), queue_limit=LIMIT), [])
     with accelerated(chosen, cgroup) as made:
         yield made
 
@@ -773,6 +772,38 @@ def test_a_receiver_that_does_not_read_slows_the_sender(limited: Rig, host: str,
         assert receive(sender, 4) == b"back"
         moved = limited.moved()
         assert (moved["sk_msg.native_bytes"], moved["sk_msg.redirected_bytes"]) == (5, 4)
+
+
+def no_room() -> dict[str, int]:
+    """How often, in this network namespace, TCP had no room in a receive buffer for what came."""
+    names, numbers = Path("/proc/thread-self/net/netstat").read_text().splitlines()[:2]
+    found = dict(zip(names.split()[1:], map(int, numbers.split()[1:]), strict=True))
+    return {name: found[name] for name in ("TCPRcvQDrop", "RcvPruned") if found[name]}
+
+
+@pytest.mark.parametrize("whose", ["the kernel's", "the application's"])
+def test_what_the_window_lets_in_behind_the_queue_is_not_dropped(limited: Rig, whose: str) -> None:
+    """Or the sender would find out by its timer alone that there is room again, up to two minutes later."""
+    Path("/proc/sys/net/ipv4/tcp_rmem").write_text(f"4096 131072 {2 * LIMIT}")
+
+    def prepare(listener: socket.socket) -> None:
+        if whose == "the application's":
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 18)
+
+    data = memoryview(random.Random(9).randbytes(PLENTY))
+    with listen("127.0.0.1", prepare=prepare) as listener, marked("127.0.0.1") as envoy:
+        envoy.connect(("127.0.0.1", SERVICE))
+        app, _ = listener.accept()
+        with app:
+            app.settimeout(5)
+            for size in (1, 1 << 10, 1 << 13):
+                envoy.sendall(bytes(size))
+                receive_all(app, size)
+            assert "sk_msg.native_bytes" not in limited.moved()
+            sent = pour(envoy, data)
+            assert limited.moved()["sk_msg.queue_full"] == 1
+            assert no_room() == {}
+            assert receive_all(app, sent) == hashlib.sha256(data[:sent]).digest()
 
 
 def receive_all(sock: socket.socket, size: int) -> bytes:

@@ -468,24 +468,50 @@ def connections(bench: Bench) -> None:
     bench.sk_msg.run(SkMsg(dataclasses.replace(passive, storage={}), b"unknown"))
 
 
-def queue_of(length: int, asked: list[int]) -> Callable[[Run, int, int, int], int]:
-    """A model of probe_read_kernel that always finds *length*, or fails with it."""
+# Where `struct sock` has these, and which of the locks the receive buffer's is.
+QUEUE_AT, BUFFER_AT, LOCKS_AT, LOCK = 192, 200, 204, 0x20
+
+
+def queue_of(length: int, locks: int, buffer: int, asked: list[int]) -> Callable[[Run, int, int, int], int]:
+    """A model of probe_read_kernel that always finds these, and fails with what is negative."""
 
     def read(run: Run, to: int, size: int, address: int) -> int:
-        asked.append(address)
-        run.write(to, max(length, 0).to_bytes(size, "little"))
-        return min(length, 0)
+        found = {QUEUE_AT: length, BUFFER_AT: buffer, LOCKS_AT: locks}[address % 256]
+        if address % 256 == QUEUE_AT:
+            asked.append(address)
+        run.write(to, max(found, 0).to_bytes(size, "little"))
+        return min(found, 0)
 
     return read
 
 
 def queues(coverage: Coverage) -> None:
     """A peer that does not read, one that does, and one whose address says nothing any more."""
-    where, limit = 192, 1000
-    for length, native in ((0, False), (limit, False), (limit + 1, True), (0xFFFFFFFF, True), (-14, False)):
-        bench = Bench(coverage, dataclasses.replace(SETTINGS, queue_length_at=where, queue_limit=limit))
+    limit, size = 3000, len(b"message")
+    unlocked = 0xFF & ~LOCK
+    for length, locks, buffer, native in (
+        (0, unlocked, 0, False),
+        (0, LOCK, 0, False),  # less than the smallest buffer takes
+        (limit - size, unlocked, 0, False),
+        (limit - size + 1, unlocked, 1 << 20, True),
+        (0xFFFFFFFF, unlocked, 1 << 20, True),
+        (-14, LOCK, 0, False),
+        (2000 - size, LOCK, 4000, False),
+        (2000 - size + 1, LOCK, 4001, True),
+        (2000, -14, 0, False),
+        (2000, LOCK, -14, False),
+    ):
+        settings = dataclasses.replace(
+            SETTINGS,
+            queue_limit=limit,
+            queue_length_at=QUEUE_AT,
+            receive_buffer_at=BUFFER_AT,
+            buffer_locks_at=LOCKS_AT,
+            receive_buffer_lock=LOCK,
+        )
+        bench = Bench(coverage, settings)
         asked: list[int] = []
-        bench.emulator.model(Helper.probe_read_kernel)(queue_of(length, asked))
+        bench.emulator.model(Helper.probe_read_kernel)(queue_of(length, locks, buffer, asked))
         active = Socket(src=LOCAL[4], src_port=1, dst=LOCAL[4], dst_port=8000, mark=MARK, netns=7)
         passive = Socket(src=LOCAL[4], src_port=8000, dst=LOCAL[4], dst_port=1, netns=7)
         bench.sockops.run(SockOpsContext(SockOp.ACTIVE_ESTABLISHED_CB, active, rcv_nxt=5))
