@@ -54,7 +54,7 @@ class Emulator:
     ``cpus`` is how many CPUs there are and ``cpu`` the one that programs run on. ``random`` is what
     ``get_prandom_u32`` draws from: anything with ``getrandbits``. ``boot_offset`` and ``tai_offset`` are what
     those clocks are ahead of the monotonic one. ``task`` is the process on whose behalf programs run, ``mtu``
-    holds the devices by number, for ``check_mtu``.
+    holds the devices by number, for ``check_mtu``, and ``sysctl`` the limits that ``setsockopt`` keeps.
     """
 
     def __init__(
@@ -80,6 +80,13 @@ class Emulator:
         self.netns = 1  # the cookie of the network namespace in which packets are handled
         self.task = Task()
         self.mtu: dict[int, int] = {1: 65536}
+        # Limits of sockets' options, as Linux 6.18 has them at first.
+        self.sysctl = {
+            "net.core.wmem_max": 4 << 20,
+            "net.core.rmem_max": 4 << 20,
+            "net.core.txrehash": 1,
+            "net.ipv4.tcp_rmem": 32 << 20,
+        }
         self.sockets = SocketTable()
         self.routes = Routes()
         self.printed: list[str] = []

@@ -53,7 +53,6 @@ from pybpfasm.kernel.enums import Helper
 from pybpfasm.net import AF_INET, AF_INET6, IPPROTO_TCP
 
 U32: Final = 0xFFFFFFFF
-_MEM_MAX: Final = 212992  # net.core.wmem_max and rmem_max where nobody has set them
 _SEND_MIN: Final = 4608  # SOCK_MIN_SNDBUF, include/net/sock.h, on 64-bit machines
 _RECEIVE_MIN: Final = 2304  # SOCK_MIN_RCVBUF
 _CONGESTION_CONTROLS: Final = (b"cubic", b"reno")
@@ -64,31 +63,51 @@ class _Option:
     """An option of an ``int``: its default, and what the kernel keeps of a value, ``None`` for -EINVAL."""
 
     default: int = 0
-    keep: Callable[[int], int | None] = lambda value: value
+    keep: Callable[[int, dict[str, int]], int | None] = lambda value, sysctl: value
 
 
-def _within(low: int, high: int) -> Callable[[int], int | None]:
-    return lambda value: value if low <= value <= high else None
+def _within(low: int, high: int) -> Callable[[int, dict[str, int]], int | None]:
+    return lambda value, sysctl: value if low <= value <= high else None
 
 
-def _flag(value: int) -> int:
+def _flag(value: int, sysctl: dict[str, int]) -> int:
     return int(bool(value))
+
+
+def _buffer(limit: str, least: int) -> Callable[[int, dict[str, int]], int | None]:
+    """A buffer's size is doubled, for the kernel's own structures."""
+    return lambda value, sysctl: max(min(value & U32, sysctl[limit]) * 2, least)
+
+
+def _low_water(value: int, sysctl: dict[str, int]) -> int:
+    return min(0x7FFFFFFF if value < 0 else value or 1, sysctl["net.ipv4.tcp_rmem"] // 2)
+
+
+def _rehash(value: int, sysctl: dict[str, int]) -> int | None:
+    return sysctl["net.core.txrehash"] if value == -1 else value if value in (0, 1) else None
+
+
+def _traffic_class(value: int, sysctl: dict[str, int]) -> int:
+    """The two bits of ECN are TCP's own."""
+    return value & 0xFC
 
 
 _OPTIONS: Final[dict[tuple[int, int], _Option]] = {
     (SOL_SOCKET, SO_REUSEADDR): _Option(keep=_flag),
     (SOL_SOCKET, SO_REUSEPORT): _Option(keep=_flag),
     (SOL_SOCKET, SO_KEEPALIVE): _Option(keep=_flag),
-    (SOL_SOCKET, SO_SNDBUF): _Option(16384, lambda v: max(min(v & U32, _MEM_MAX) * 2, _SEND_MIN)),
-    (SOL_SOCKET, SO_RCVBUF): _Option(131072, lambda v: max(min(v & U32, _MEM_MAX) * 2, _RECEIVE_MIN)),
+    (SOL_SOCKET, SO_SNDBUF): _Option(16384, _buffer("net.core.wmem_max", _SEND_MIN)),
+    (SOL_SOCKET, SO_RCVBUF): _Option(131072, _buffer("net.core.rmem_max", _RECEIVE_MIN)),
     (SOL_SOCKET, SO_PRIORITY): _Option(),
     (SOL_SOCKET, SO_MARK): _Option(),
-    (SOL_SOCKET, SO_RCVLOWAT): _Option(1, lambda v: 0x7FFFFFFF if v < 0 else v or 1),
+    (SOL_SOCKET, SO_RCVLOWAT): _Option(1, _low_water),
     (SOL_SOCKET, SO_MAX_PACING_RATE): _Option(-1),
     (SOL_SOCKET, SO_BINDTOIFINDEX): _Option(keep=_within(0, 0x7FFFFFFF)),
-    (SOL_SOCKET, SO_TXREHASH): _Option(1, _within(-1, 1)),
+    (SOL_SOCKET, SO_TXREHASH): _Option(1, _rehash),
     (SOL_TCP, TCP_NODELAY): _Option(keep=_flag),
-    (SOL_TCP, TCP_MAXSEG): _Option(keep=lambda v: v if not v or 88 <= v <= 32767 else None),
+    (SOL_TCP, TCP_MAXSEG): _Option(
+        keep=lambda value, sysctl: value if not value or 88 <= value <= 32767 else None
+    ),
     (SOL_TCP, TCP_KEEPIDLE): _Option(7200, _within(1, 32767)),
     (SOL_TCP, TCP_KEEPINTVL): _Option(75, _within(1, 32767)),
     (SOL_TCP, TCP_KEEPCNT): _Option(9, _within(1, 127)),
@@ -98,8 +117,10 @@ _OPTIONS: Final[dict[tuple[int, int], _Option]] = {
     (SOL_TCP, TCP_USER_TIMEOUT): _Option(keep=_within(0, 0x7FFFFFFF)),
     (SOL_TCP, TCP_NOTSENT_LOWAT): _Option(-1),
     (SOL_TCP, TCP_SAVE_SYN): _Option(keep=_within(0, 2)),
-    (SOL_IP, IP_TOS): _Option(keep=lambda v: v & 0xFF),
-    (SOL_IPV6, IPV6_TCLASS): _Option(keep=lambda v: None if v < -1 or v > 255 else max(v, 0)),
+    (SOL_IP, IP_TOS): _Option(keep=_traffic_class),
+    (SOL_IPV6, IPV6_TCLASS): _Option(
+        keep=lambda value, sysctl: None if value < -1 or value > 255 else max(value, 0) & 0xFC
+    ),
     (SOL_IPV6, IPV6_AUTOFLOWLABEL): _Option(1, _flag),
 }
 
@@ -121,11 +142,10 @@ def _refused(socket: Socket, level: int, name: int, size: int) -> bool:
         return socket.protocol != IPPROTO_TCP or size < 2
     if (level, name) == (SOL_SOCKET, SO_BINDTODEVICE):
         return False
-    family = {SOL_IP: AF_INET, SOL_IPV6: AF_INET6}.get(level, socket.family)
     return (
         (level, name) not in _OPTIONS
         or size != 4
-        or family != socket.family
+        or (level == SOL_IPV6 and socket.family != AF_INET6)
         or (level == SOL_TCP and socket.protocol != IPPROTO_TCP)
     )
 
@@ -146,7 +166,9 @@ def setsockopt(run: Run, context: int, level: int, name: int, value: int, size: 
         return 0
     if (level, name) == (SOL_SOCKET, SO_BINDTODEVICE):
         return -ENODEV if data.split(b"\0")[0] else 0  # devices have no names here
-    kept = _OPTIONS[level, name].keep(int.from_bytes(data, run.emulator.byteorder, signed=True))
+    kept = _OPTIONS[level, name].keep(
+        int.from_bytes(data, run.emulator.byteorder, signed=True), run.emulator.sysctl
+    )
     if kept is None:
         return -EINVAL
     socket.options[level, name] = kept

@@ -1,0 +1,250 @@
+# SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only
+"""Models of what programs do to sockets and their messages, beside real connections on ``lo``."""
+
+from __future__ import annotations
+
+import itertools
+import socket
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import pytest
+
+from loader.cgroup import Cgroup
+from loader.objects import Link, Map, Program, attach_to_sockmap
+from pybpfasm import isa
+from pybpfasm.emulator import Emulator, SkMsg, Socket, SockOpsContext
+from pybpfasm.instruction import Instruction
+from pybpfasm.isa import Imm64
+from pybpfasm.kernel import defines
+from pybpfasm.kernel.context import SkMsgMd, SockOps
+from pybpfasm.kernel.enums import AttachType, MapType, ProgType, SockOp
+from pybpfasm.layout import U32, U64
+from pybpfasm.maps import MapSpec
+from pybpfasm.net import AF_INET, AF_INET6
+from pybpfasm.program import ProgramSpec
+from pybpfasm.text import assemble
+
+OUT = MapSpec("out", MapType.ARRAY, U32(), 8192, 1)
+SOCKS = MapSpec("socks", MapType.SOCKHASH, U32(), U64(), 4)
+
+
+@contextmanager
+def connection(family: int = socket.AF_INET) -> Iterator[tuple[socket.socket, socket.socket]]:
+    """A client and the server's end of its connection."""
+    with socket.socket(family) as listener, socket.socket(family) as client:
+        listener.bind(("127.0.0.1" if family == socket.AF_INET else "::1", 0))
+        listener.listen()
+        client.settimeout(10)
+        client.connect(listener.getsockname())
+        server, _ = listener.accept()
+        server.settimeout(10)
+        with server:
+            yield client, server
+
+
+def spec_of(text: str, kind: ProgType) -> ProgramSpec:
+    """A program in which ``rN = value out`` is the address of the results."""
+    *parts, last = text.split("value out")
+    code: list[Instruction] = []
+    for part in parts:
+        code += assemble(part + "0")
+        code[-1] = Instruction(isa.LD_IMM64, code[-1].dst, Imm64.MAP_VALUE, reference=OUT)
+    code += assemble(last)
+    return ProgramSpec("sockets", kind, None, "GPL", tuple(code), (), "little")
+
+
+# --- Options. ---
+
+_NUMBERS = (0, 1, 5, 100, 1000, 40000, -1, -7, 0x7FFFFFFF)
+
+
+def _options(level: int, names: str) -> list[tuple[int, int]]:
+    return [(level, getattr(defines, name)) for name in names.split()]
+
+
+OPTIONS = [
+    *_options(
+        defines.SOL_SOCKET,
+        "SO_RCVLOWAT SO_REUSEADDR SO_SNDBUF SO_RCVBUF SO_KEEPALIVE SO_PRIORITY SO_REUSEPORT SO_MARK "
+        "SO_MAX_PACING_RATE SO_TXREHASH SO_ORIGINAL_DST",
+    ),
+    *_options(
+        defines.SOL_TCP,
+        "TCP_NODELAY TCP_KEEPIDLE TCP_KEEPINTVL TCP_KEEPCNT TCP_SYNCNT TCP_THIN_LINEAR_TIMEOUTS "
+        "TCP_USER_TIMEOUT TCP_NOTSENT_LOWAT TCP_SAVE_SYN",
+    ),
+    *_options(defines.SOL_IP, "IP_TOS"),
+    *_options(defines.SOL_IPV6, "IPV6_TCLASS IPV6_AUTOFLOWLABEL"),
+    (defines.SOL_TCP, 9),  # TCP_DEFER_ACCEPT, which the helpers do not take
+    (defines.SOL_UDP, 1),
+    (77, 1),
+]
+
+
+def _options_program(options: list[tuple[int, int]], size: int) -> ProgramSpec:
+    """Set each value of each option when there is a connection, and get it: four words for each."""
+    lines = [
+        "r6 = r1",
+        f"r2 = *(u32 *)(r6 +{SockOps.offsetof('op')})",
+        f"if r2 == {int(SockOp.ACTIVE_ESTABLISHED_CB)} goto pc+2",
+        "r0 = 1",
+        "exit",
+        "r9 = value out",
+    ]
+    at = 0
+    for level, name in options:
+        for value in _NUMBERS:
+            for call in ("set", "get"):
+                lines += [
+                    f"*(u64 *)(r10 -16) = {value if call == 'set' else 77}",
+                    "r1 = r6",
+                    f"r2 = {level}",
+                    f"r3 = {name}",
+                    "r4 = r10",
+                    "r4 += -16",
+                    f"r5 = {size}",
+                    f"call bpf_{call}sockopt",
+                    f"*(u32 *)(r9 +{at}) = r0",
+                    "r2 = *(u64 *)(r10 -16)",
+                    f"*(u64 *)(r9 +{at + 8}) = r2",
+                ]
+                at += 16
+    return spec_of("\n".join([*lines, "r0 = 1", "exit"]), ProgType.SOCK_OPS)
+
+
+def _in_kernel(spec: ProgramSpec, cgroup: Cgroup, family: int) -> bytes:
+    with ExitStack() as stack:
+        maps = {one.name: stack.enter_context(Map.create(one)) for one in spec.maps}
+        program = stack.enter_context(Program.load(spec, maps))
+        cgroup.add()
+        with Link.cgroup(program, cgroup.fd, AttachType.CGROUP_SOCK_OPS), connection(family):
+            pass
+        return bytes(maps["out"][0])
+
+
+def _sysctl(name: str) -> int:
+    """The last number, which is the limit where there are several."""
+    return int(Path("/proc/sys", *name.split(".")).read_text().split()[-1])
+
+
+@pytest.mark.parametrize("size", [4, 8, 1])
+@pytest.mark.parametrize("family", [AF_INET, AF_INET6])
+def test_options(family: int, size: int, netns: object, cgroup: Cgroup) -> None:
+    spec = _options_program(OPTIONS, size)
+    kind = socket.AF_INET if family == AF_INET else socket.AF_INET6
+    expected = _in_kernel(spec, cgroup, kind)
+    address = bytes([127, 0, 0, 1]) if family == AF_INET else bytes(15) + b"\x01"
+    emulator = Emulator()
+    emulator.sysctl = {name: _sysctl(name) for name in emulator.sysctl}
+    ours = Socket(family=family, src=address, dst=address, src_port=5000, dst_port=80)
+    emulator.load(spec).run(SockOpsContext(SockOp.ACTIVE_ESTABLISHED_CB, ours))
+    found = emulator.map("out")[0]
+    for number, what in enumerate(itertools.product(OPTIONS, _NUMBERS, ("set", "get"))):
+        words = slice(number * 16, number * 16 + 16)
+        assert found[words].hex() == expected[words].hex(), what
+
+
+# --- Messages. ---
+
+
+def _message_program(calls: str) -> ProgramSpec:
+    """Calls on a message, each followed by ``note N``: r0 and what is reachable go to the results."""
+    lines = ["r6 = r1"]
+    for line in calls.strip().splitlines():
+        words = line.split()
+        if words[0] != "note":
+            lines.append(line.strip())
+            continue
+        at = 24 * int(words[1])
+        lines += [
+            "r9 = value out",
+            f"*(u64 *)(r9 +{at}) = r0",
+            f"r2 = *(u64 *)(r6 +{SkMsgMd.offsetof('data')})",
+            f"r3 = *(u64 *)(r6 +{SkMsgMd.offsetof('data_end')})",
+            "r4 = r3",
+            "r4 -= r2",
+            f"*(u64 *)(r9 +{at + 8}) = r4",
+            f"r4 = *(u32 *)(r6 +{SkMsgMd.offsetof('size')})",
+            f"*(u64 *)(r9 +{at + 16}) = r4",
+        ]
+    return spec_of("\n".join([*lines, "r0 = 1", "exit"]), ProgType.SK_MSG)
+
+
+def _fill(count: int) -> str:
+    """Write to the first *count* bytes that are reachable, where there are as many."""
+    lines = [
+        f"r2 = *(u64 *)(r6 +{SkMsgMd.offsetof('data')})",
+        f"r3 = *(u64 *)(r6 +{SkMsgMd.offsetof('data_end')})",
+        "r4 = r2",
+        f"r4 += {count}",
+        f"if r4 > r3 goto pc+{count}",
+        *[f"*(u8 *)(r2 +{i}) = {65 + i}" for i in range(count)],
+    ]
+    return "\n".join(lines)
+
+
+def _call(name: str, *arguments: int) -> str:
+    return "\n".join(
+        ["r1 = r6", *[f"r{i} = {value}" for i, value in enumerate(arguments, 2)], f"call bpf_msg_{name}"]
+    )
+
+
+MESSAGE = bytes(range(48, 68))
+_CALLS = {
+    "nothing": "r0 = 0\nnote 0",
+    **{
+        f"push-{start}-{size}-{flags}": (
+            f"{_call('push_data', start, size, flags)}\nnote 0\n"
+            # What was pushed is written, as it holds anything.
+            f"{_call('pull_data', min(start, 21), min(start, 21) + size, 0) if size else 'r0 = 0'}\nnote 1\n"
+            f"{_fill(size) if size else 'r0 = 0'}\nnote 2"
+        )
+        for start, size, flags in ((0, 4, 0), (5, 4, 0), (20, 4, 0), (0, 0, 0), (0, 4, 1), (21, 4, 0))
+    },
+    **{
+        f"pop-{start}-{size}-{flags}": f"{_call('pop_data', start, size, flags)}\nnote 0"
+        for start, size, flags in (
+            *((0, 4, 0), (5, 4, 0), (16, 4, 0), (16, 5, 0), (19, 1, 0), (20, 1, 0), (0, 20, 0)),
+            *((0, 0, 0), (0, 4, 1), (3, 17, 0)),
+        )
+    },
+    **{
+        f"pull-{start}-{end}": f"{_call('pull_data', start, end, 0)}\nnote 0\n{_fill(2)}\nnote 1"
+        for start, end in ((0, 4), (0, 20), (5, 9), (0, 21), (4, 4), (5, 4))
+    },
+    "apply": f"{_call('apply_bytes', 7)}\nnote 0",
+}
+
+
+@pytest.mark.parametrize("calls", _CALLS.values(), ids=_CALLS)
+def test_messages(calls: str, netns: object) -> None:
+    spec = _message_program(calls)
+    with ExitStack() as stack:
+        maps = {one.name: stack.enter_context(Map.create(one)) for one in spec.maps}
+        program = stack.enter_context(Program.load(spec, maps))
+        socks = stack.enter_context(Map.create(SOCKS))
+        attached = attach_to_sockmap(program, socks, AttachType.SK_MSG_VERDICT)
+        if attached is not None:
+            stack.enter_context(attached)
+        client, server = stack.enter_context(connection())
+        socks.update(0, client.fileno())
+        client.sendall(MESSAGE)
+        client.shutdown(socket.SHUT_WR)
+        received = b""
+        while chunk := server.recv(4096):
+            received += chunk
+        expected = bytes(maps["out"][0])
+    for engine in ("interpret", "translate"):
+        emulator = Emulator(engine=engine)
+        loaded = emulator.load(spec)
+        rest, sent = MESSAGE, b""
+        while rest:  # the kernel asks again for what the verdict does not hold for
+            message = SkMsg(Socket(), rest)
+            loaded.run(message)
+            taken = message.apply_bytes or len(message.packet)
+            sent, rest = sent + message.packet[:taken], message.packet[taken:]
+        noted = 24 * calls.count("note")
+        assert emulator.map("out")[0][:noted].hex(" ", 8) == expected[:noted].hex(" ", 8)
+        assert sent == received
