@@ -94,6 +94,7 @@ _COMMENT = re.compile(r"; (.*?)(?: @ (\S+):(\d+))?\s*")
 _CELL = re.compile(
     r"(?<![\w-])(R\d+|fp-\d+)(?:_\w+)?=((?:[^\s()]|\((?:[^()]|\((?:[^()]|\([^()]*\))*\))*\))*)"
 )
+_SETS = re.compile(r"[rw](\d+) \S*=")
 _SUMMARY = re.compile(r"processed \d+ insns\b.*")
 # What the verifier tells of its own work: precision tracking, liveness, calls, times.
 _NOISE = re.compile(
@@ -125,6 +126,9 @@ def parse_log(text: str) -> VerifierLog:
             if found := _CHANGED.search(body) or _ONE_WAY.search(body):
                 body, changed = body[: found.start()], parse_state(found[1])
             steps.append(Step(int(match[1]), int(match[2], 16), body.rstrip(), comment, dict(state), changed))
+            # What an instruction sets and the log (of Linux 5.10, above all) does not tell is not known.
+            if (sets := _SETS.match(body)) and f"R{sets[1]}" not in changed:
+                state.pop(f"R{sets[1]}", None)
             state.update(changed)
             if body.startswith("call "):
                 for lost in ("R1", "R2", "R3", "R4", "R5"):
@@ -232,6 +236,10 @@ class VerifierError(LoaderError):
             before = known.get(f"R{number}", "")
             if not before.startswith(kind) and not re.match(r"P?-?\d", before):
                 known[f"R{number}"] = f"{kind}()"
+        # How much of a packet is checked is printed with the reason only.
+        for number, checked in re.findall(r"\bR(\d+)\(id=\d+,off=-?\d+,r=(-?\d+)\)", self.reason):
+            before = known.get(f"R{number}", "pkt(r=0)")
+            known[f"R{number}"] = re.sub(r"\br=-?\d+", f"r={checked}", before)
         return {
             register.lower(): known[register]
             for register in sorted(wanted, key=lambda r: int(r[1:]))

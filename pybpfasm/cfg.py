@@ -202,6 +202,7 @@ class _Node:
     y: float = 0
     above: list[int] = field(default_factory=list)
     below: list[int] = field(default_factory=list)
+    row: float = 0  # height of the tallest in its layer
 
 
 def svg(
@@ -356,6 +357,7 @@ class _Drawing:
                 x += node.width + _GAP_X
             height = max((self.nodes[i].height for i in layer), default=0)
             for index in layer:
+                self.nodes[index].row = height
                 if self.nodes[index].block is None:
                     self.nodes[index].height = height
             y += height + _GAP_Y
@@ -392,6 +394,8 @@ class _Drawing:
                 points.append((x, node.y))
             if position < len(route) - 1:
                 points.append((x, node.y + node.height))
+                if node.row > node.height:  # past the taller ones beside it
+                    points.append((x, node.y + node.row))
         if kind == "back":
             points.reverse()
         out = [f"M{points[0][0]:.0f} {points[0][1]:.0f}"]

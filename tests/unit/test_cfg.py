@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 from xml.etree import ElementTree
 
 import pytest
@@ -127,6 +128,30 @@ def test_blocks_do_not_overlap_and_edges_lead_down() -> None:
         if path.get("marker-end") and "H" not in path.attrib["d"]:
             down = numbers[-1] > numbers[1]
             assert down is (path.get("class") != "back"), path.attrib
+
+
+def test_ways_do_not_lead_behind_taller_blocks() -> None:
+    """A short block beside a tall one: its ways go down before they go aside."""
+    one, tall = "r0 += 1\n", "r0 += 1\n" * 12
+    words = (
+        f"{one}if r1 == 0 goto b2\n{one}goto b6\nb2: {one}{one}{tall}{one}if r1 == 4 goto b7\n"
+        f"{one}if r1 == 5 goto b6\nb6: {one}if r1 == 6 goto b7\nb7: exit"
+    )
+    root = ElementTree.fromstring(svg(control_flow(assemble(words))))
+    boxes = [
+        tuple(float(rect.attrib[name]) for name in ("x", "y", "width", "height"))
+        for rect in root.iter(f"{SVG}rect")
+    ]
+    for path in root.iter(f"{SVG}path"):
+        if not path.get("marker-end") or "H" in path.attrib["d"]:
+            continue
+        # Straight parts and curves, by the points where they begin and end.
+        steps = re.findall(r"([MLC])([-\d. ]+)", path.attrib["d"])
+        at = [tuple(map(float, numbers.split()[-2:])) for _, numbers in steps]
+        for (x0, y0), (x1, y1) in pairwise(at):
+            for x, y, w, h in boxes:
+                inside = min(x0, x1) < x + w and max(x0, x1) > x and y0 < y + h - 1 and y1 > y + 1
+                assert not inside, (path.attrib["d"], (x, y, w, h))
 
 
 @pytest.mark.parametrize(

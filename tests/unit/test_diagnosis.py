@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import re
+from errno import ENOSPC
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,30 @@ from loader.verifier import VerifierError, parse_log
 from pybpfasm.diagnosis import MESSAGES, diagnose, in_words
 from pybpfasm.errors import SourceLocation
 
-LOGS = Path(__file__).resolve().parent.parent / "data" / "verifier" / "linux-6.18.json"
-CASES: list[dict[str, Any]] = json.loads(LOGS.read_text(encoding="utf-8"))
+LOGS = Path(__file__).resolve().parent.parent / "data" / "verifier"
+CASES: list[dict[str, Any]] = [
+    {**case, "linux": path.stem.removeprefix("linux-")}
+    for path in sorted(LOGS.glob("linux-*.json"))
+    for case in json.loads(path.read_text(encoding="utf-8"))
+]
+# What older kernels find wrong first, in programs that are to provoke another message, or how they word it.
+OLDER = {
+    ("5.10", "argument-unbounded-size"): "argument-zero-size",
+    ("5.10", "argument-constant"): "argument-unbounded-size",
+    ("5.10", "helper-sleeps"): "helper-forbidden",
+    ("5.10", "jump-middle"): "opcode",
+    ("5.10", "kfunc"): "opcode",
+    ("5.10", "map-index"): "opcode",
+    ("5.10", "result-range"): "result-unknown",
+    ("5.10", "struct-bounds"): "helper-unknown",
+    ("5.10", "tail-call-map:map"): "kernel-mistake",
+    ("5.10", "timer-map"): "helper-unknown",
+    ("5.10", "value-object-btf:timer"): "helper-unknown",
+    ("6.1", "argument-unbounded-size"): "argument-zero-size",
+    ("6.1", "result-range"): "result-unknown",
+    ("6.1", "tail-call-map:map"): "kernel-mistake",
+    ("6.12", "tail-call-map:map"): "kernel-mistake",
+}
 
 # Of these no log of a current kernel is here: they need another kernel, fewer rights, or BTF that is wrong.
 FROM_SOURCES = {
@@ -27,6 +50,33 @@ FROM_SOURCES = {
     "result-leak": "R0 leaks addr as return value",
     "back-edge": "back-edge from insn 9 to 2",
     "btf": "Invalid insn_off 5 (must be < 4)",
+    "argument-kind-new": "R1 is of type task_struct but file is expected",
+    "argument-string": "R3 does not point to a readonly map'",
+    "attach-btf": "Tracing programs must provide btf_id",
+    "buffer-bounds": "R1 invalid rdonly buffer access: off=8, size=16",
+    "call-target": "call to invalid destination",
+    "callback": "callback function not static",
+    "callback-jit": "callbacks are not allowed in non-JITed programs",
+    "flow-keys": "invalid access to flow keys off=100 size=8",
+    "global-function": "Global function f() doesn't return scalar. Only those are supported.",
+    "helper-program": "func bpf_get_func_arg#183 supported only for fentry/fexit/fmod_ret programs",
+    "kernel-mistake": "verifier internal error: no src_reg",
+    "key-bounds": "invalid access to map key, key_size=4 off=0 size=8",
+    "key-write": "write to change key R2 not allowed",
+    "kfunc-sleeps": "kernel function bpf_lookup_user_key is sleepable but the program is not",
+    "kfunc-trusted": "R1 must be referenced or trusted",
+    "kfunc-unsupported": "JIT is required for calling kernel function",
+    "ksym-address": "ldimm64 failed to find the address for kernel symbol 'runqueues'.",
+    "needs-capabilities": "loading/calling other bpf or kernel functions are allowed for CAP_BPF and "
+    "CAP_SYS_ADMIN",
+    "packet-offset": "R7 offset is outside of the packet",
+    "pointer-modified": "dereference of modified sock ptr R1 off=4 disallowed",
+    "sleepable": "Sleepable programs can only use array, hash, and ringbuf maps",
+    "subprogram-result": "At subprogram exit the register R0 is not a scalar value (fp)",
+    "tail-call-stack": "tail_calls are not allowed when call stack of previous frames is 264 bytes. Too "
+    "large",
+    "too-many-functions": "too many subprograms",
+    "unprivileged-pointer": "R2 pointer comparison prohibited",
 }
 
 
@@ -37,14 +87,17 @@ class _Spec:
         return SourceLocation("case.py", slot + 1, "case", f"line {slot + 1}")
 
 
-@pytest.mark.parametrize("case", CASES, ids=[case["name"] for case in CASES])
+@pytest.mark.parametrize("case", CASES, ids=[f"{case['linux']}-{case['name']}" for case in CASES])
 def test_what_a_real_kernel_wrote(case: dict[str, Any]) -> None:
+    if case["errno"] == ENOSPC:
+        assert case["key"] in ("too-complex", "too-many-jumps")
+        return  # these logs are longer than anything that was provided for them, and end in the middle
     log = parse_log(case["log"])
     found = diagnose(log.messages)
     assert found is not None, log.messages
-    assert found.key == case["key"]
+    assert found.key == OLDER.get((case["linux"], case["name"]), case["key"])
     assert "?" not in found.why + found.advice, "a group of the pattern was empty"
-    if case["slot"] is not None:
+    if case["slot"] is not None and found.key == case["key"]:
         assert log.slot == case["slot"]
     shown = str(VerifierError(_Spec(), case["log"]))
     assert f"why: {found.why}" in shown
@@ -140,3 +193,18 @@ def test_explanations_are_sentences_for_people() -> None:
 )
 def test_register_states_in_words(state: str, words: str) -> None:
     assert in_words(state) == words
+
+
+def _rejected(linux: str, name: str) -> VerifierError:
+    (case,) = [case for case in CASES if (case["linux"], case["name"]) == (linux, name)]
+    return VerifierError(_Spec(), case["log"])
+
+
+def test_states_are_those_of_the_failing_instruction() -> None:
+    # 5.10 prints no state behind an instruction: what r0 was before the sum is not what it is.
+    assert "r0" not in _rejected("5.10", "memory-max").registers()
+    assert "umax=31" in _rejected("6.1", "memory-max").registers()["r0"]
+    # How much of the packet is checked comes with the reason; the branch that checks it prints nothing.
+    for linux in ("5.10", "6.1", "6.12", "6.18"):
+        assert ",r=14" in (state := _rejected(linux, "packet-bounds").registers()["r7"]) or "(r=14" in state
+        assert in_words(state).endswith("14 bytes of it checked"), state

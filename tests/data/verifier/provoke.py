@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only
 """Programs that the verifier refuses, one for each of its messages, and the log that it writes about each.
 
-    python tests/data/verifier/provoke.py        # as root: writes linux-X.Y.json beside this file
+    python tests/data/verifier/provoke.py [FOLDER]   # as root: writes linux-X.Y.json, there or beside this
 
 A case is the key of the message (`pybpfasm.diagnosis.MESSAGES`), the program type, and the program as text.
 """
@@ -21,11 +21,39 @@ from typing import Any, Final, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 
+from pybpfasm.core import CoreError, CoreResolver
 from pybpfasm.instruction import Instruction, encode
 from pybpfasm.kernel.enums import BPF_F_RDONLY_PROG, BPF_F_WRONLY_PROG, AttachType, MapType, ProgType
-from pybpfasm.layout import U32, U64
+from pybpfasm.layout import U32, U64, Array, Nested, Struct
 from pybpfasm.maps import MapSpec
 from pybpfasm.text import assemble
+
+
+class SpinLock(Struct, kernel_name="bpf_spin_lock", size=4):
+    """The kernel's lock."""
+
+    val = U32()
+
+
+class Timer(Struct, kernel_name="bpf_timer", size=16):
+    """The kernel's timer."""
+
+    opaque = Array(U64(), 2)
+
+
+class Locked(Struct):
+    """A value with a lock."""
+
+    count = U64()
+    lock = Nested(SpinLock)
+    more = U32()
+
+
+class Timed(Struct):
+    """A value with a timer."""
+
+    timer = Nested(Timer)
+
 
 HERE: Final = Path(__file__).resolve().parent
 MAPS: Final = {
@@ -39,6 +67,9 @@ MAPS: Final = {
         MapSpec("ring", MapType.RINGBUF, None, None, 4096),
         MapSpec("progs", MapType.PROG_ARRAY, U32(), U32(), 1),
         MapSpec("queue", MapType.QUEUE, None, U64(), 4),
+        MapSpec("locked", MapType.ARRAY, U32(), Locked, 4),
+        MapSpec("timed", MapType.ARRAY, U32(), Timed, 4),
+        MapSpec("sockets", MapType.SOCKMAP, U32(), 4, 4),
     )
 }
 
@@ -80,6 +111,18 @@ r4 = 0xffffffffffffffff
 r5 = 0
 call sk_lookup_tcp
 """
+VALUE: Final = """
+*(u32 *)(r10 -4) = 0
+r1 = map[locked]
+r2 = r10
+r2 += -4
+call map_lookup_elem
+if r0 == 0 goto out
+r6 = r0
+r1 = r0
+r1 += 8
+"""
+TIMER: Final = VALUE.replace("locked", "timed").replace("r1 += 8\n", "")
 PACKET: Final = """
 r6 = r1
 r7 = *(u32 *)(r6 +76)
@@ -237,7 +280,61 @@ CASES: Final = (
     ),
     Case("opcode", "", raw=(Instruction(0x05, imm=7), Instruction(0x95))),
     Case("ld-imm64", "", raw=(Instruction(0x18, 1, 0), Instruction(0xB7, 0), Instruction(0x95))),
-    Case("lock", "r1 = map[one][0]+0\ncall spin_lock" + END),
+    Case("value-object-btf", "r1 = map[one][0]+0\ncall spin_lock" + END),
+    Case(
+        "value-object-btf",
+        LOOKUP + "if r0 == 0 goto out\nr1 = r0\nr2 = map[hash]\nr3 = 0\ncall timer_init\nout:" + END,
+        name="timer",
+    ),
+    Case("value-object-direct", VALUE + "*(u32 *)(r6 +8) = 1\nout:" + END, slot=10),
+    Case("value-object-place", VALUE + "r1 += 4\ncall spin_lock\nout:" + END),
+    Case("lock", VALUE + "call spin_lock\nout:" + END, name="kept"),
+    Case("lock", VALUE + "call spin_unlock\nout:" + END, name="not-taken"),
+    Case("lock-call", VALUE + "call spin_lock\ncall ktime_get_ns\nout:" + END),
+    Case(
+        "lock-program",
+        VALUE + "call spin_lock\nr1 = r6\nr1 += 8\ncall spin_unlock\nout:" + END,
+        "SOCKET_FILTER",
+    ),
+    Case("timer-map", TIMER + "r2 = map[one]\nr3 = 0\ncall timer_init\nout:" + END),
+    Case("rcu-region", "call bpf_rcu_read_lock" + END, name="kept"),
+    Case("rcu-region", "call bpf_rcu_read_unlock" + END, name="not-taken"),
+    Case("preempt-region", "call bpf_preempt_disable" + END),
+    Case("dynptr-uninitialized", "r1 = r10\nr1 += -16\ncall bpf_dynptr_size" + END),
+    Case("dynptr-uninitialized", "r1 = r10\nr1 += -8\ncall bpf_iter_num_next" + END, name="iterator"),
+    Case(
+        "dynptr-initialized",
+        "r6 = r1\nr2 = 0\nr3 = r10\nr3 += -16\ncall bpf_dynptr_from_skb\nr1 = r10\nr1 += -16\nr2 = 0\nr3 = "
+        "4\n"
+        "call bpf_iter_num_new\nr1 = r10\nr1 += -16\nr2 = 0\nr3 = 4\ncall bpf_iter_num_new" + END,
+    ),
+    Case("dynptr-place", "r1 = map[one][0]+0\ncall bpf_dynptr_size" + END),
+    Case(
+        "packet-helper",
+        PACKET
+        + "r2 = r7\nr2 += 14\nif r2 > r8 goto out\nr1 = r6\nr2 = 0\nr3 = r7\nr4 = 8\n"
+        + "call skb_load_bytes\nout:"
+        + END,
+    ),
+    Case("kfunc-null", "r1 = 1\ncall bpf_task_from_pid\nr1 = r0\ncall bpf_task_release" + END),
+    Case("kfunc-argument", "r1 = r10\nr2 = 0\nr3 = r10\nr3 += -16\ncall bpf_dynptr_from_skb" + END),
+    Case("kfunc-license", "call bpf_rcu_read_lock\ncall bpf_rcu_read_unlock" + END, license="none"),
+    Case("kfunc", "r2 = 0\nr3 = r10\nr3 += -16\ncall bpf_dynptr_from_xdp" + END, name="type"),
+    Case("ksym-type", "", raw=(Instruction(0x18, 1, 3, imm=1), Instruction(0xB7, 0), Instruction(0x95))),
+    Case(
+        "sockmap-update",
+        "*(u32 *)(r10 -4) = 0\nr1 = map[sockets]\nr2 = r10\nr2 += -4\ncall map_delete_elem" + END,
+        "CGROUP_SKB",
+        attach=AttachType.CGROUP_INET_INGRESS,
+    ),
+    Case("tail-call-subprogram", "call f\nexit\nf:\nr2 = map[progs]\nr3 = 0\ncall tail_call\nr0 = 0\nexit"),
+    Case(
+        "subprogram-spill",
+        "r6 = r1\nr1 = r10\nr1 += -8\ncall f\nr0 = 0\nexit\nf:\n*(u64 *)(r1 +0) = r1\nr0 = 0\nexit",
+    ),
+    Case("struct-bounds", "call get_current_task_btf\nr0 = *(u64 *)(r0 +32760)" + END, slot=1),
+    Case("map-index", "", raw=(Instruction(0x18, 1, 5, imm=0), Instruction(0xB7, 0), Instruction(0x95))),
+    Case("opcode", "", raw=(Instruction(0x05, 1, imm=0), Instruction(0x95)), name="fields"),
     Case("frame-pointer", "", raw=(Instruction(0xB7, 10, imm=1), Instruction(0xB7, 0), Instruction(0x95))),
     Case("no-such-register", "", raw=(Instruction(0xBF, 0, 12), Instruction(0x95))),
     Case("kfunc", "", raw=(Instruction(0x85, 0, 2, imm=1), Instruction(0xB7, 0), Instruction(0x95))),
@@ -259,15 +356,20 @@ def raw_bytes(code: tuple[Instruction, ...]) -> bytes:
 def run() -> Iterator[dict[str, Any]]:
     """Load every case; yields what was loaded and the log."""
     from loader import sys as bpf_sys
+    from loader.elf import kernel_types
     from loader.objects import Map
 
+    resolver = CoreResolver(kernel_types())
     with ExitStack() as stack:
         fds = {name: stack.enter_context(Map.create(spec)).fd for name, spec in MAPS.items()}
         for case in CASES:
             if case.raw:
                 code = raw_bytes(case.raw)
             else:
-                instructions = assemble(case.text, maps=MAPS)
+                try:
+                    instructions = list(resolver.instructions("case", assemble(case.text, maps=MAPS)))
+                except CoreError:
+                    continue  # a function that this kernel does not have
                 for insn in instructions:
                     if isinstance(insn.reference, MapSpec):
                         insn.imm, insn.reference = fds[insn.reference.name], None
@@ -303,7 +405,8 @@ def shortened(log: str, limit: int = 60) -> str:
 def main() -> int:
     """Write the file for this kernel."""
     release = re.match(r"\d+\.\d+", platform.release())
-    path = HERE / f"linux-{release.group() if release else 'unknown'}.json"
+    folder = Path(sys.argv[1]) if sys.argv[1:] else HERE
+    path = folder / f"linux-{release.group() if release else 'unknown'}.json"
     path.write_text(json.dumps(list(run()), indent=1) + "\n", encoding="utf-8")
     return 0
 
