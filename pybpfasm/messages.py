@@ -675,7 +675,8 @@ MESSAGES: Final[tuple[Message, ...]] = (
     ),
     _m(
         "global-argument",
-        r"(?:Caller passes invalid args into func#|arg#?)(?P<n>\d+).*|(?<!register )R\d+ is not a (?:scalar|pointer)",
+        r"(?:Caller passes invalid args into func#|arg#?)(?P<n>\d+).*"
+        r"|(?<!register )R\d+ is not a (?:scalar|pointer)",
         "a function that is verified by itself gets something else than its BTF says",
         "pass the context first and numbers behind it, in the order that the function declares",
     ),
