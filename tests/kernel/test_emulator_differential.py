@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any
+from typing import Any, Final
 
 import pytest
 
@@ -58,6 +58,7 @@ from pybpfasm.emulator.context import _SOCK, _SOCK_COMMON, _TCP_SOCK
 from pybpfasm.emulator.host import Segment
 from pybpfasm.errors import PybpfasmError
 from pybpfasm.instruction import Instruction, encode
+from pybpfasm.isa import Atomic
 from pybpfasm.kernel.context import BpfSock, BpfTcpSock, SkBuff
 from pybpfasm.kernel.defines import BPF_F_TEST_STATE_FREQ
 from pybpfasm.kernel.enums import (
@@ -311,6 +312,50 @@ def prunes_after_fetches() -> bool:
     return any("regs=r2" in line for line in lines)
 
 
+# What the kernel's own test run shows of a zero extension that was left out: 6 in place of 5.
+_EXCHANGE: Final = """
+    r6 = r1
+    *(u64 *)(r10 -16) = 255
+    r3 = -1
+    r7 = *(u32 *)(r6 +8)
+    r0 = 0x100000000 ll
+    r0 = atomic_cmpxchg((u32 *)(r10 -12), r0, r3)
+    if r7 != 0 goto pc+1
+    call bpf_ktime_get_ns
+    r0 >>= 32
+    r1 = 0
+    if r0 == 1 goto pc+2
+    r0 = 5
+    exit
+    r0 = 6
+    exit
+    """
+
+
+@lru_cache(maxsize=1)
+def forgets_zero_extensions() -> bool:
+    """Whether this kernel leaves the upper half of r0 as it was after a 32-bit compare-and-exchange.
+
+    x86 writes EAX only where the comparison fails, so the verifier adds an instruction that clears the upper
+    half, where it sees that the half is read. 6.18 does not see it behind a place where it takes two states
+    for one: there the first that came by had r0 from elsewhere.
+    """
+    loaded = prog_load(ProgType.SCHED_CLS, encode(assemble(_EXCHANGE)), license="GPL")
+    assert loaded.fd >= 0
+    try:
+        return prog_test_run(loaded.fd, data=bytes(64), ctx=SkBuff.pack(mark=1))[0] == 6
+    finally:
+        os.close(loaded.fd)
+
+
+def exchanges(program: RandomProgram) -> bool:
+    """Whether *program* has a 32-bit compare-and-exchange."""
+    return any(
+        insn.opcode == isa.STX | isa.ATOMIC | isa.W and insn.imm == Atomic.CMPXCHG
+        for insn in program.spec.instructions
+    )
+
+
 def fetches(program: RandomProgram) -> bool:
     """Whether an atomic operation in *program* fetches what may be on the stack."""
     return any(
@@ -356,7 +401,7 @@ def one_cpu() -> Iterator[None]:
 
 def excused(program: RandomProgram) -> bool:
     """Whether a difference may be a mistake of this kernel's that is known."""
-    return fetches(program) and prunes_after_fetches()
+    return (fetches(program) and prunes_after_fetches()) or (exchanges(program) and forgets_zero_extensions())
 
 
 _rows: Counter[str] = Counter()
@@ -377,7 +422,7 @@ def test_random_programs(chunk: int) -> None:
             continue
         _rows.update(program.forms)
         if found and excused(program):
-            print(f"seed {seed} differs, and this kernel prunes too much after atomic fetches")
+            print(f"seed {seed} differs where this kernel makes a mistake that is known")
         elif found:
             wrong.append(f"seed {seed}: " + "\n  ".join(found))
     assert not wrong, "\n".join(wrong[:5])
@@ -471,6 +516,21 @@ def test_a_jump_after_an_atomic_fetch() -> None:
     finally:
         os.close(loaded.fd)
     assert found == [6, 6 if prunes_after_fetches() else 5]
+
+
+def test_a_compare_and_exchange_clears_the_upper_half() -> None:
+    """Found by seed 20053452; RFC 9669, section 5.3, has the value zero-extended in r0."""
+    spec = bare(assemble(_EXCHANGE), "found")
+    spec.type = ProgType.SCHED_CLS
+    spec.license = "GPL"
+    program = RandomProgram(0, spec, [bytes(64)], 1)
+    for engine in ("interpret", "translate"):
+        assert in_emulator(program, engine, 1).runs[0].value == 5
+    assert in_kernel(program, 1).runs[0].value == (6 if forgets_zero_extensions() else 5)
+    # Without the other way to the same place, the kernel sees it.
+    spec = bare(assemble(_EXCHANGE.replace("if r7 != 0 goto pc+1\n    call bpf_ktime_get_ns\n", "")), "found")
+    spec.type = ProgType.SCHED_CLS
+    assert in_kernel(RandomProgram(0, spec, [bytes(64)], 1), 1).runs[0].value == 5
 
 
 def test_an_array_of_each_cpu_takes_the_flags_that_programs_give() -> None:
@@ -847,7 +907,7 @@ def main(arguments: list[str]) -> int:
                 progress.wrong += 1
                 if excused(program):
                     progress.excused += 1
-                    print("this kernel prunes too much after atomic fetches, and so here, perhaps:")
+                    print("perhaps a mistake of this kernel's that is known:")
                 print(f"seed {seed}: " + "\n  ".join(found), flush=True)
         progress.done += 1
         if progress.done % 2_000 == 0 or progress.done == options.programs:
