@@ -23,6 +23,7 @@ import importlib.util
 import os
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final
@@ -166,7 +167,22 @@ def load_programs(
     return found
 
 
+def _shown(target: str) -> str:
+    return "standard input" if target == "-" else target
+
+
+@contextmanager
+def _named(target: str) -> Iterator[None]:
+    """An error in what was read says where that is from."""
+    try:
+        yield
+    except PybpfasmError as error:
+        raise CliError(f"{_shown(target)}: {error}") from error
+
+
 def _load(target: str, byteorder: ByteOrder, level: str | None) -> list[ProgramSpec]:
+    if not target:
+        raise UsageError("an empty name: name a file, module:program, or - for standard input")
     path, separator, name = target.rpartition(":")
     if separator and not Path(target).exists():
         if path.endswith(".py") or not Path(path).exists():
@@ -184,9 +200,10 @@ def _load(target: str, byteorder: ByteOrder, level: str | None) -> list[ProgramS
     if data.startswith(ELF_MAGIC):
         from pybpfasm.elf import read_object
 
-        found = list(read_object(data).programs.values())
+        with _named(target):
+            found = list(read_object(data).programs.values())
         if not found:
-            raise CliError(f"{target} has no programs")
+            raise CliError(f"{_shown(target)} has no programs")
         return list(found)
     return [_bare(data, target, byteorder)]
 
@@ -214,9 +231,10 @@ def _bare(data: bytes, target: str, byteorder: ByteOrder) -> ProgramSpec:
         instructions = assembly.instructions
         labels = {slot: label for label, slot in reversed(assembly.labels.items())}
     else:
-        instructions = decode(data, byteorder)
+        with _named(target):
+            instructions = decode(data, byteorder)
     if not instructions:
-        raise CliError(f"{target} has no instructions")
+        raise CliError(f"{_shown(target)} has no instructions")
     return ProgramSpec(
         name,
         ProgType.UNSPEC,
@@ -271,7 +289,8 @@ def _from_object(data: bytes, path: str, name: str) -> ProgramSpec:
         raise UsageError(f"{path} is no ELF object; leave out :{name}")
     from pybpfasm.elf import read_object
 
-    return read_object(data).program(name)
+    with _named(path):
+        return read_object(data).program(name)
 
 
 def _is_module(name: str) -> bool:

@@ -9,6 +9,9 @@
         call bpf_ktime_get_ns#5             # also by name or by number alone
         exit
 
+In mnemonics, addresses have the names of RFC 9669: ``lddw %r1, map_by_fd(flows)``,
+``map_val(map_by_fd(flows))+8``, ``map_by_idx(0)``, ``var_addr(7)``, ``code_addr(label)``.
+
 Each line is one statement in either syntax. Labels end with ``:``; comments begin with ``;``, ``#`` or
 ``//``.
 Jumps and calls go to a label, or by slots: ``goto pc+2``, ``ja +2``. The label ``exit``, unless the text

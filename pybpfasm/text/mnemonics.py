@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from pybpfasm import isa
 from pybpfasm.errors import suggestion
-from pybpfasm.isa import Alu, Atomic, Jump
+from pybpfasm.isa import Alu, Atomic, Imm64, Jump
 from pybpfasm.text.tokens import Cursor
 
 if TYPE_CHECKING:
@@ -95,7 +95,49 @@ def _store_register(opcode: int, p: _Parser, c: Cursor) -> None:
 def _wide(p: _Parser, c: Cursor) -> None:
     dst = c.r()
     _comma(c)
-    p.wide(dst, c.number(-(1 << 63), (1 << 64) - 1, 64))
+    if c.kind() == "name" and c.peek() in _ADDRESSES:
+        _address(p, c, dst)
+    else:
+        p.wide(dst, c.number(-(1 << 63), (1 << 64) - 1, 64))
+
+
+# What RFC 9669, section 5.4, calls the 64-bit immediates that are no numbers.
+_ADDRESSES: Final = frozenset({"map_by_fd", "map_by_idx", "map_val", "var_addr", "code_addr"})
+
+
+def _address(p: _Parser, c: Cursor, dst: int) -> None:
+    """``map_by_fd(flows)``, ``map_val(map_by_fd(flows))+8``, ``code_addr(label)`` and the like."""
+    word = c.name("an address")
+    c.expect("(")
+    if word == "code_addr":
+        p.code_address(c, dst)
+        c.expect(")")
+        return
+    value = word == "map_val"
+    if value:
+        word = c.name("map_by_fd or map_by_idx")
+        if word not in ("map_by_fd", "map_by_idx"):
+            c.fail("a map's value is map_val(map_by_fd(…)) or map_val(map_by_idx(…))")
+        c.expect("(")
+    reference: object = None
+    imm = 0
+    if word == "map_by_fd" and c.kind() == "name" and c.peek() not in p.symbols:
+        column = c.column()
+        reference = p.map_named(c, c.name("a map"), column)
+    else:
+        imm = c.imm32()
+    c.expect(")")
+    offset = 0
+    if value:
+        c.expect(")")
+        if c.take("+"):
+            offset = c.imm32()
+    src = {
+        "map_by_fd": Imm64.MAP_VALUE if value else Imm64.MAP_FD,
+        "map_by_idx": Imm64.MAP_IDX_VALUE if value else Imm64.MAP_IDX,
+        "var_addr": Imm64.BTF_ID,
+    }[word]
+    p.emit(isa.LD_IMM64, dst, src, 0, imm, offset, reference)
 
 
 def _packet(opcode: int, p: _Parser, c: Cursor) -> None:

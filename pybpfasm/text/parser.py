@@ -244,6 +244,13 @@ class _Parser:
             c.fail(f"there is no instruction {word[:40]!r}{hint}", column)
         mnemonic(self, c)
 
+    def code_address(self, c: Cursor, dst: int) -> None:
+        """Read a function's label, or its distance in slots, and write the load of its address."""
+        imm, then = self.target(c, _IMM)
+        insn = self.emit(isa.LD_IMM64, dst, Imm64.FUNC, imm=imm)
+        if then is not None:
+            then(insn)
+
     def target(self, c: Cursor, what: int) -> tuple[int, Callable[[Instruction], None] | None]:
         """Where a jump goes: the number of slots, or what to do with the instruction once it is written."""
         relative = False
@@ -443,6 +450,15 @@ class _Parser:
         low, high = (half - (1 << 32) if half >> 31 else half for half in halves)
         self.emit(isa.LD_IMM64, dst, Imm64.VALUE, 0, low, high)
 
+    def map_named(self, c: Cursor, name: str, column: int) -> MapSpec | MapReference:
+        """The map of this name, which stands at *column*."""
+        found = self.references.get(name)
+        if found is None:
+            if self.maps is not None:
+                c.fail(f"there is no map {name[:40]!r}{suggestion(name[:40], self.maps)}", column)
+            found = self.references[name] = MapReference(name)
+        return found
+
     def _map(self, c: Cursor, dst: int) -> None:
         column = c.column()
         found = _MAP.fullmatch(c.peek())
@@ -455,11 +471,7 @@ class _Parser:
         if imm >= 1 << 32 or high >= 1 << 32:
             c.fail(f"{number if imm >= 1 << 32 else plus} does not fit 32 bits", column)
         if number is None:
-            reference = self.references.get(name)
-            if reference is None:
-                if self.maps is not None:
-                    c.fail(f"there is no map {name!r}{suggestion(name, self.maps)}", column)
-                reference = self.references[name] = MapReference(name)
+            reference = self.map_named(c, name, column)
         if kind == "idx":
             if value is not None:
                 c.fail("the value of a map by index is map[idx:0]+8", column)
@@ -475,11 +487,8 @@ class _Parser:
 
     def _function(self, c: Cursor, dst: int) -> None:
         c.expect("[")
-        imm, then = self.target(c, _IMM)
+        self.code_address(c, dst)
         c.expect("]")
-        insn = self.emit(isa.LD_IMM64, dst, Imm64.FUNC, imm=imm)
-        if then is not None:
-            then(insn)
 
     def _btf_id(self, c: Cursor, dst: int) -> None:
         c.expect("[")

@@ -283,3 +283,20 @@ def test_as_a_process(text: str) -> None:
         process.stdout.close()
         assert process.stderr.read() == b""
         assert process.wait(60) == 1
+
+
+def test_an_error_says_which_file_it_is_in(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    code = tmp_path / "code.bin"
+    code.write_bytes(bytes.fromhex("82 00 00 00 00 00 00 00"))
+    for command in ("dis", "check", "cfg", "asm", "run"):
+        assert main([command, str(code)]) == 1
+        assert f"{code}: byte 0: opcode 0x82 does not exist" in capfd.readouterr().err, command
+    broken = tmp_path / "broken.o"
+    broken.write_bytes(b"\x7fELF" + bytes(100))
+    for command in ("dis", "check", "cfg", "elf"):
+        assert main([command, str(broken)]) == 1
+        assert f"{broken}: byte 4: an ELF file of class 0" in capfd.readouterr().err, command
+    assert main(["dis", f"{broken}:name"]) == 1
+    assert f"{broken}: byte 4" in capfd.readouterr().err
+    assert main(["dis", ""]) == 2
+    assert "an empty name" in capfd.readouterr().err

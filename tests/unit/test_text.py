@@ -384,6 +384,42 @@ def test_any_text_is_assembled_or_refused(words: str) -> None:
     assert decode(encode(found)) is not None
 
 
+@pytest.mark.parametrize(
+    ("mnemonic", "kernel"),
+    [
+        ("lddw %r1, map_by_fd(5)", "r1 = map[id:5]"),
+        ("lddw r1, map_by_fd(flows)", "r1 = map[flows]"),
+        ("lddw %r2, map_val(map_by_fd(flows))+8", "r2 = map[flows][0]+8"),
+        ("lddw %r2, map_val(map_by_fd(5))", "r2 = map[id:5][0]+0"),
+        ("lddw %r3, map_by_idx(2)", "r3 = map[idx:2]"),
+        ("lddw %r3, map_val(map_by_idx(2))+16", "r3 = map[idx:2]+16"),
+        ("lddw %r4, var_addr(77)", "r4 = btf_id[77]"),
+        ("lddw %r5, code_addr(+1)", "r5 = subprog[+1]"),
+        ("lddw %r5, code_addr(f)\nexit\nf: exit", "r5 = subprog[f]\nexit\nf: exit"),
+    ],
+)
+def test_addresses_by_the_names_of_the_rfc(mnemonic: str, kernel: str) -> None:
+    one, other = assemble(mnemonic), assemble(kernel)
+    assert one == other
+    assert encode(one) == encode(other)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("lddw %r1, map_val(5)", r"map_by_fd or map_by_idx expected, not '5'"),
+        ("lddw %r1, map_val(var_addr(5))", r"a map's value is map_val\(map_by_fd"),
+        ("lddw %r1, map_by_fd(5", r"'\)' expected at the end"),
+        ("lddw %r1, map_by_idx(flows)", r"a number expected, not 'flows'"),
+        ("lddw %r1, map_by_fd(0x100000000)", "does not fit"),
+        ("lddw %r1, map_by(5)", "a number expected, not 'map_by'"),
+    ],
+)
+def test_addresses_that_are_none(words: str, message: str) -> None:
+    with pytest.raises(TextError, match=message):
+        assemble(words)
+
+
 @settings(max_examples=300, deadline=None)
 @given(st.sampled_from(list(statements())), st.data())
 def test_a_changed_statement_is_assembled_or_refused(words: str, data: st.DataObject) -> None:
