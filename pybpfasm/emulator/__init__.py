@@ -34,11 +34,20 @@ from pybpfasm.emulator.context import (
 )
 from pybpfasm.emulator.emulator import Emulator
 from pybpfasm.emulator.faults import EmulatorError, EmulatorFault, Violation
+from pybpfasm.emulator.helpers import MODELS
 from pybpfasm.emulator.maps import Map, MapError
 from pybpfasm.emulator.program import Program
 from pybpfasm.emulator.run import Result, Run, Step
 from pybpfasm.emulator.sockets import Socket, SocketTable, address_bytes
 from pybpfasm.emulator.task_helpers import Task
+from pybpfasm.isa import CallKind
+from pybpfasm.kernel.enums import Helper
+
+
+def modelled_helpers() -> frozenset[int]:
+    """The numbers of the helpers that every emulator has a model of."""
+    return frozenset(number for kind, number in MODELS if kind == CallKind.HELPER) | {Helper.tail_call}
+
 
 __all__ = [
     "Context",
@@ -63,6 +72,7 @@ __all__ = [
     "Violation",
     "Xdp",
     "address_bytes",
+    "modelled_helpers",
     "run_conformance",
     "run_instructions",
 ]
