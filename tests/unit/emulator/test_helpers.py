@@ -229,9 +229,10 @@ def test_room_for_an_outer_header(engine: str) -> None:
 @pytest.mark.parametrize("engine", ENGINES)
 def test_a_message_grows_and_shrinks(engine: str) -> None:
     program = spec(
-        "r6 = r1\nr2 = 0\nr3 = 2\nr4 = 0\ncall bpf_msg_push_data\nr2 = *(u64 *)(r6 +0)\n"
-        "r3 = *(u64 *)(r6 +8)\nr4 = r2\nr4 += 2\nif r4 > r3 goto pc+2\n"
-        "*(u8 *)(r2 +0) = 65\n*(u8 *)(r2 +1) = 66\nr1 = r6\nr2 = 4\nr3 = 3\nr4 = 0\ncall bpf_msg_pop_data\nr0 = 1\nexit",
+        "r6 = r1\nr2 = 0\nr3 = 2\nr4 = 0\ncall bpf_msg_push_data",
+        "r2 = *(u64 *)(r6 +0)\nr3 = *(u64 *)(r6 +8)\nr4 = r2\nr4 += 2\nif r4 > r3 goto pc+2",
+        "*(u8 *)(r2 +0) = 65\n*(u8 *)(r2 +1) = 66",
+        "r1 = r6\nr2 = 4\nr3 = 3\nr4 = 0\ncall bpf_msg_pop_data\nr0 = 1\nexit",
         kind=ProgType.SK_MSG,
     )
     result = Emulator(engine=engine).load(program).run(SkMsg(Socket(), b"0123456789"))
