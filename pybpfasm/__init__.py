@@ -14,6 +14,7 @@ if TYPE_CHECKING:
         Asm,
         Label,
         Reg,
+        addr_space_cast,
         be16,
         be32,
         be64,
@@ -75,7 +76,8 @@ if TYPE_CHECKING:
     )
 
 _WHERE = {
-    "asm": "Asm Label Reg be16 be32 be64 bswap16 bswap32 bswap64 imm64 le16 le32 le64 s8 s16 s32",
+    "asm": "Asm Label Reg addr_space_cast be16 be32 be64 bswap16 bswap32 bswap64 imm64 le16 le32 le64 s8 "
+    "s16 s32",
     "errors": "AsmError LayoutError PybpfasmError SourceLocation",
     "instruction": "Instruction decode encode",
     "kernel.context": "BpfSock SkBuff SkLookup SkMsgMd SockAddr SockOps SockOpt XdpMd",
@@ -128,6 +130,7 @@ __all__ = [
     "Union",
     "XdpAction",
     "XdpMd",
+    "addr_space_cast",
     "be16",
     "be32",
     "be64",

@@ -303,11 +303,15 @@ def _writing(b: Asm) -> Iterator[None]:
     try:
         yield
     except AttributeError as error:
-        if not str(error).startswith("'Asm' object "):
+        words = str(error)
+        if "'Asm' object" not in words:
             raise
-        raise AsmError(
-            str(error).replace("'Asm' object", "the assembler"), raised_at(error, b.entry)
-        ) from None
+        message = words.replace("'Asm' object", "the assembler")
+        if "has no setter" in words:
+            message = (
+                f"b.{words.split(chr(39))[1]} can't be assigned to: memory is written as b.u32[b.r1] = …"
+            )
+        raise AsmError(message, raised_at(error, b.entry)) from None
     finally:
         if collects:
             gc.enable()

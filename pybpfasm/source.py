@@ -32,6 +32,7 @@ INTERNAL = frozenset(
         "asm/conditions.py",
         "asm/conversions.py",
         "asm/jumps.py",
+        "asm/legacy.py",
         "asm/operands.py",
         "asm/rewrite.py",
         "asm/splice.py",

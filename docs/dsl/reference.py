@@ -24,7 +24,7 @@ against the bytes of LLVM's assembler in both byte orders (`tests/data/llvm`); t
 
 In the rows `ctx` is a `SkBuff` at r1 (`SkBuff(b.r1)`), `tcp` a `Tcp` and `ip6` an `Ipv6` at r7, `key` a structure of 36
 bytes on the stack (`b.stack(Key)`), `flows` and `stats` are `MapSpec`s, `checksum` is a `@subprogram`; the label `two_on`
-lies two slots behind. `b.rN` is a register of 64 bits, `b.wN` its lower 32; writing those clears the upper ones.
+lies two slots behind. `ip4` is a structure with the bit fields `version`, `ihl` (4 bits) and `fragment` (13) at r7. `b.rN` is a register of 64 bits, `b.wN` its lower 32; writing those clears the upper ones.
 """
 
 # What LLVM has no words for, or encodes as a relocation.
@@ -34,6 +34,25 @@ MORE: Final = {
         "b.r1 = stats.value_at(8)",
         "b.r2 = checksum",
         "b.call(checksum)",
+    ),
+    "Packet loads of classic BPF": (
+        "b.r0 = b.skb.u16[12]",
+        "b.r0 = b.skb.u32[b.r7 + 4]",
+    ),
+    "Jumps for loops and long ways": (
+        'b.may_goto("two_on")',
+        'b.gotol("two_on")',
+    ),
+    "Address spaces (arenas, Linux 6.9)": (
+        "b.r2 = addr_space_cast(b.r3, 0, 1)",
+        "b.r2 = addr_space_cast(b.r3, 1, 0)",
+    ),
+    "Bit fields: macros": (
+        "ip4.ihl.load(b.r2)",
+        "ip4.fragment.load(b.r2)",
+        "ip4.version.store(6, scratch=b.r3)",
+        "ip4.fragment.store(b.r2, scratch=b.r3)",
+        "b.r2 = ip4.ihl.unit",
     ),
     "Ordered loads and stores (Linux 6.15)": (
         "b.u64[b.r1 + 8].load_acquire(b.r2)",
@@ -64,6 +83,7 @@ TAIL: Final = """
 | `b.stack(Key)`, `b.stack_bytes(16)` | fresh stack, 8-byte aligned: a view, an address |
 | `view.field.signed` | the same memory, loaded with its sign |
 | `view.array[2]`, `view.array.u32(0)`, `view.array.at(1)` | an element, a word of an array of bytes, a view of an element |
+| `view.bits.load(b.rN)`, `view.bits.store(x, scratch=b.rM)` | a bit field, by several instructions; `.unit` is the memory it is in, `.mask` its bits there |
 | `view.field.store(x)` | the same as `view.field = x`, for memory that has a Python name |
 """
 

@@ -25,6 +25,7 @@ from pybpfasm.asm.branches import Label
 from pybpfasm.asm.builder import Asm
 from pybpfasm.asm.conditions import Condition
 from pybpfasm.asm.conversions import (
+    addr_space_cast,
     be16,
     be32,
     be64,
@@ -53,6 +54,7 @@ __all__ = [
     "Reg",
     "RegValue",
     "StoreValue",
+    "addr_space_cast",
     "be16",
     "be32",
     "be64",

@@ -3,10 +3,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from pybpfasm import isa
-from pybpfasm.asm.operands import S32_MAX, Address, Mem, Reg, a
+from pybpfasm.asm.operands import S32_MAX, Address, Mem, NoOperand, Reg, a
 from pybpfasm.errors import AsmError
 from pybpfasm.isa import Alu
 from pybpfasm.layout import ByteOrder
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 _BE: Final = isa.ALU | Alu.END | isa.X
 
 
-class Bits:
+class Bits(NoOperand):
     """A bit field of a view. It is loaded and stored by macros of several instructions, which take the
     registers that are named, and no others.
 
@@ -172,20 +172,8 @@ class Bits:
         if register.index == isa.FRAME_POINTER:
             raise asm._frame_pointer()
 
-    def _misuse(self, *_: object) -> Any:
-        raise self.asm._error(
+    def _no_operand(self) -> AsmError:
+        return self.asm._error(
             f"{self._what} is a bit field and can't be an operand: "
             f"view.{self.field.name}.load(b.rN) puts it into a register"
         )
-
-    __add__ = __sub__ = __and__ = __or__ = __xor__ = __lshift__ = __rshift__ = _misuse
-    __iadd__ = __isub__ = __iand__ = __ior__ = __ixor__ = __ilshift__ = __irshift__ = _misuse
-    __lt__ = __le__ = __gt__ = __ge__ = __bool__ = _misuse
-
-    def __eq__(self, other: object) -> Any:
-        return self._misuse()
-
-    def __ne__(self, other: object) -> Any:
-        return self._misuse()
-
-    __hash__ = object.__hash__

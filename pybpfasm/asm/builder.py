@@ -14,6 +14,7 @@ from pybpfasm.asm.blocks import Chain, ElseBlock, IfBlock, LoopBlock
 from pybpfasm.asm.branches import Label
 from pybpfasm.asm.conditions import Condition
 from pybpfasm.asm.jumps import resolve_jumps
+from pybpfasm.asm.legacy import LegacyPacket, PacketLoad
 from pybpfasm.asm.operands import (
     S32_MAX,
     S32_MIN,
@@ -274,6 +275,11 @@ class Asm:
         """``b.u64[b.r1 + 8]``: 8 bytes of memory in host order."""
         return self._memory[3]
 
+    @property
+    def skb(self) -> LegacyPacket:
+        """``b.skb.u16[12]``: the packet, for the loads of classic BPF: see `LegacyPacket`."""
+        return LegacyPacket(self)
+
     def stack(self, struct: type[T]) -> T:
         """A view of fresh stack space for *struct*, 8-byte aligned.
 
@@ -376,6 +382,21 @@ class Asm:
     def goto(self, label: str | Label) -> None:
         """Jump to *label*, here or further on."""
         self._jump(self._label(label))
+
+    def gotol(self, label: str | Label) -> None:
+        """As `goto`, with a distance of 32 bits (ISA v4, Linux 6.6), whether it needs them or not."""
+        self._jump(self._label(label), isa.OP_GOTOL)
+
+    def may_goto(self, label: str | Label) -> None:
+        """``may_goto label``: go on, and jump to *label* when the function has come to such places too often
+        (8 388 608 times, in newer kernels for a quarter of a second; Linux 6.9).
+
+        The verifier takes a loop for one that ends if it holds one: ``b.may_goto(loop.end)``.
+        """
+        place = self._label(label)
+        origin = self._capture(2)
+        self._emit(isa.OP_MAY_GOTO, reference=place, origin=origin)
+        self._used.setdefault(place, origin)
 
     def label(self, label: str | Label) -> None:
         """Mark this place as *label*.
@@ -597,6 +618,13 @@ class Asm:
             raise self._error(
                 "a comparison has no value to assign: use b.If(…); to mask bits write b.rN &= x"
             )
+        elif isinstance(value, PacketLoad):
+            if dst or is_w:
+                raise self._error("a load from the packet goes to r0: b.r0 = …")
+            if value.asm is not self:
+                raise self._foreign()
+            mode, base = (isa.ABS, 0) if value.base is None else (isa.IND, value.base)
+            self._emit(isa.LD | mode | isa.SIZE_CODE[value.size], 0, base, 0, value.offset)
         elif isinstance(value, Bits):
             raise self._error(
                 f"loading a bit field takes several instructions: view.{value.field.name}.load(b.r{dst})"
@@ -613,6 +641,12 @@ class Asm:
             if is_w and value.width == 32:
                 raise self._error("a 32-bit register has no bits left to extend into")
             self._emit((isa.ALU if is_w else isa.ALU64) | Alu.MOV | isa.X, dst, reg.index, value.width)
+            return
+        if value.kind == "cast":
+            if is_w or reg.is_w:
+                raise self._error(f"a pointer takes all of the register: write b.r{dst} and b.r{reg.index}")
+            opcode = isa.ALU64 | Alu.MOV | isa.X
+            self._emit(opcode, dst, reg.index, 1, value.width)
             return
         if reg.index != dst or reg.is_w != is_w:
             word = "negation" if value.kind == "neg" else "byte swap"
@@ -641,9 +675,9 @@ class Asm:
     def _unplace(self, label: Label) -> None:
         self._places.pop(label, None)
 
-    def _jump(self, label: Label) -> None:
+    def _jump(self, label: Label, opcode: int = isa.OP_JA) -> None:
         origin = capture(self.entry, 2)
-        self._emit(isa.OP_JA, reference=label, origin=origin)
+        self._emit(opcode, reference=label, origin=origin)
         self._used.setdefault(label, origin)
         self._terminated = True
 

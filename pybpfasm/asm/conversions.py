@@ -113,6 +113,20 @@ def s32(value: Reg) -> Unary:
     return Unary("movsx", 32, value)
 
 
+def addr_space_cast(value: Reg, to: int, source: int) -> Unary:
+    """``rN = addr_space_cast(rM, to, source)``: a pointer of one address space as one of the other (Linux
+    6.9).
+
+    0 is the kernel's, 1 that of an arena's user space, and only casts between these exist.
+    """
+    if (to, source) not in ((0, 1), (1, 0)):
+        raise AsmError(
+            f"there are casts from address space 1 to 0 and from 0 to 1, none from {source} to {to}",
+            resolve(capture(None, 2)),
+        )
+    return Unary("cast", to << 16 | source, value)
+
+
 def imm64(value: int) -> Imm:
     """A constant of 64 bits, signed or unsigned, which takes the 16-byte ``lddw`` instruction (RFC 9669,
     section 5.4); raises `AsmError` where it does not fit."""

@@ -16,6 +16,7 @@ from pybpfasm.source import capture, resolve
 
 if TYPE_CHECKING:
     from pybpfasm.asm.builder import Asm
+    from pybpfasm.asm.legacy import PacketLoad
     from pybpfasm.program import Subprogram
 
 S32_MIN, S32_MAX, U32_MAX, U64_MAX = -(1 << 31), (1 << 31) - 1, (1 << 32) - 1, (1 << 64) - 1
@@ -39,15 +40,18 @@ class Imm:
 
 
 class Unary:
-    """An operation that the kernel prints as ``r1 = OP r2``: a byte swap, a sign extension or a negation."""
+    """An operation that the kernel prints as ``r1 = OP r2``: a byte swap, a sign extension, a negation, or a
+    change of the address space (whose *width* is the immediate)."""
 
     __slots__ = ("kind", "origin", "reg", "width")
 
     def __init__(
-        self, kind: Literal["be", "le", "bswap", "movsx", "neg"], width: int, reg: Reg | object
+        self, kind: Literal["be", "le", "bswap", "movsx", "neg", "cast"], width: int, reg: Reg | object
     ) -> None:
         if not isinstance(reg, Reg):
             name = f"s{width}" if kind == "movsx" else f"{kind}{width}"
+            if kind == "cast":
+                name = "addr_space_cast"
             raise AsmError(
                 f"{name}() takes a register, not {a(reg)}",
                 resolve(capture(None, 2)),
@@ -97,7 +101,31 @@ class Address:
         return f"r{self.base}{self.offset:+d}"
 
 
-class Mem:
+class NoOperand:
+    """What is assigned to a register and never stands in an expression or a comparison."""
+
+    __slots__ = ()
+
+    def _no_operand(self) -> AsmError:
+        raise NotImplementedError
+
+    def _misuse(self, *_: object) -> Any:
+        raise self._no_operand()
+
+    __add__ = __sub__ = __and__ = __or__ = __xor__ = __lshift__ = __rshift__ = _misuse
+    __iadd__ = __isub__ = __iand__ = __ior__ = __ixor__ = __ilshift__ = __irshift__ = _misuse
+    __lt__ = __le__ = __gt__ = __ge__ = __bool__ = _misuse
+
+    def __eq__(self, other: object) -> Any:
+        return self._misuse()
+
+    def __ne__(self, other: object) -> Any:
+        return self._misuse()
+
+    __hash__ = object.__hash__
+
+
+class Mem(NoOperand):
     """Memory of 1, 2, 4 or 8 bytes at an address; assigned to a register it is a load, assigned to it is a
     store (RFC 9669, section 5).
 
@@ -302,23 +330,11 @@ class Mem:
             Atomic.LOAD_ACQ,
         )
 
-    def _misuse(self, *_: object) -> Any:
-        raise self.asm._error(
+    def _no_operand(self) -> AsmError:
+        return self.asm._error(
             f"{self.name or 'memory'} can't be an operand: load it to a register first "
             "(an atomic addition is .lock_add(b.rN))"
         )
-
-    __add__ = __sub__ = __and__ = __or__ = __xor__ = __lshift__ = __rshift__ = _misuse
-    __iadd__ = __isub__ = __iand__ = __ior__ = __ixor__ = __ilshift__ = __irshift__ = _misuse
-    __lt__ = __le__ = __gt__ = __ge__ = __bool__ = _misuse
-
-    def __eq__(self, other: object) -> Any:
-        return self._misuse()
-
-    def __ne__(self, other: object) -> Any:
-        return self._misuse()
-
-    __hash__ = object.__hash__
 
 
 def _in_place(op: Alu, offset: int = 0) -> Callable[[Reg, Operand], Reg]:
@@ -526,10 +542,11 @@ class Reg:
 
 Operand: TypeAlias = "Reg | int | Imm"
 StoreValue: TypeAlias = "Reg | int | Imm"
-# Address and Condition are no values (an error when the program is written); they stand here because mypy
-# takes `b.r2 += x` for an assignment of what Reg.__add__ returns.
+# No values (an error when the program is written); they stand here because mypy takes `b.r2 += x` for an
+# assignment of what Reg.__add__ returns.
+NoValue: TypeAlias = "Address | Condition"
 RegValue: TypeAlias = (
-    "Reg | int | Imm | Mem | Unary | MapSpec | MapValue | Struct | Subprogram | Address | Condition"
+    "Reg | int | Imm | Mem | Unary | PacketLoad | MapSpec | MapValue | Struct | Subprogram | NoValue"
 )
 
 

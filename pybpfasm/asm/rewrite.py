@@ -9,6 +9,7 @@ written                becomes
 ``rA = bswapN rA``     ``rA = beN rA`` on a little-endian machine, ``leN`` on the other
 ``rA = (sN)rB``        a move (none where A is B), a shift left, an arithmetic shift right
 ``rA = *(sN *)(…)``    the unsigned load, a shift left, an arithmetic shift right
+``gotol``              ``goto``, by way of others where it is too far
 ``wA s>>= N``          on 64 bits: a shift left by 32, one right by 32 + N, ``wA = wA``
 =====================  ==========================================================================
 """
@@ -70,6 +71,8 @@ def _within(asm: Asm, insn: Instruction, target: Target) -> Sequel:
 
 def _others(asm: Asm, insn: Instruction) -> Sequel | None:
     opcode, dst, src = insn.opcode, insn.dst, insn.src
+    if opcode == isa.OP_GOTOL:
+        return (Instruction(isa.OP_JA, reference=insn.reference),)
     cls, op = opcode & 7, opcode & 0xF0
     if cls == isa.JMP and op in _EXCHANGED:
         return _comparison(insn, Jump(op))

@@ -73,3 +73,26 @@ def test_what_is_rewritten_does_the_same() -> None:
         for pair in product(NUMBERS, repeat=2):
             data = packet((*pair, 0, 0))
             assert old.test_run(data).retval == new.test_run(data).retval, pair
+
+
+def test_packet_loads_and_a_loop_that_may_go() -> None:
+    """What only few programs use: classic BPF's loads, and a loop whose end the verifier is promised."""
+
+    @sched_cls(name="rare")
+    def program(b: Asm, ctx: SkBuff) -> None:
+        b.r6 = ctx
+        b.r0 = b.skb.u16[12]
+        b.r9 = b.r0
+        b.r8 = 12
+        b.r0 = b.skb.u8[b.r8 + 1]
+        b.r9 += b.r0
+        b.r7 = 0
+        with b.Loop() as loop:
+            b.may_goto(loop.end)
+            b.r7 += 1
+            b.If(b.r7 == b.r9).goto(loop.end)
+        b.r0 = b.r7
+        b.exit()
+
+    with Program.load(program.build()) as loaded:
+        assert loaded.test_run(bytes(12) + b"\x12\x34" + bytes(50)).retval == 0x1234 + 0x34

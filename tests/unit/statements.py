@@ -28,6 +28,18 @@ class Key(Struct):
     family = layout.U8()
 
 
+class Ip4(Struct):
+    """An IPv4 header up to its fragment's offset."""
+
+    version = layout.Be16.bits(4)
+    ihl = layout.Be16.bits(4)
+    tos = layout.Be16.bits(8)
+    tot_len = layout.Be16()
+    id = layout.Be16()
+    flags = layout.Be16.bits(3)
+    fragment = layout.Be16.bits(13)
+
+
 FLOWS = MapSpec("flows", MapType.HASH, Key, 8, 1024)
 STATS = MapSpec("stats", MapType.ARRAY, layout.U32(), 64, 1)
 
@@ -46,6 +58,7 @@ def namespace(b: Asm) -> dict[str, Any]:
         "ctx": SkBuff(b.r1),
         "tcp": net.Tcp(b.r7),
         "ip6": net.Ipv6(b.r7),
+        "ip4": Ip4(b.r7),
         "key": b.stack(Key),
         "Helper": Helper,
         "U16": layout.U16,
