@@ -79,6 +79,9 @@ class MapSpec:
             raise LayoutError(f"map name {self.name!r}: 1 to 15 letters, digits, '_' or '.' are allowed")
         if self.max_entries < 0 or self.max_entries > 0xFFFFFFFF:
             raise LayoutError(f"map {self.name}: max_entries={self.max_entries} does not fit 32 bits")
+        for member in (self.key, self.value):
+            if isinstance(member, Field) and not member.is_whole:
+                raise LayoutError(f"map {self.name}: a bit field is no key or value; a structure of them is")
         if self.contents is not None:
             if self.type is not MapType.ARRAY or self.max_entries != 1:
                 raise LayoutError(f"map {self.name}: only an ARRAY of one entry has contents to start with")
@@ -97,14 +100,26 @@ class MapSpec:
         """Bytes of a value; of one CPU's for per-CPU maps, where the kernel rounds up to 8 for each."""
         return _size(self.value)
 
-    def value_at(self, offset: int = 0) -> MapValue:
-        """The address of byte *offset* of an array map's only value, for ``b.r1 = stats.value_at(8)``.
+    def value_at(self, place: int | str = 0) -> MapValue:
+        """The address of a byte of an array map's only value, or of a field where the value is a structure:
+        ``b.r1 = stats.value_at(8)``, ``b.r1 = stats.value_at("dropped")``.
 
         Takes Linux 5.2. Raises `LayoutError` for other maps, and outside the value.
         """
         if self.type is not MapType.ARRAY or self.max_entries != 1:
             raise LayoutError(
                 f"map {self.name}: only an ARRAY of one entry has an address that is known at load"
+            )
+        if isinstance(place, str):
+            if not (isinstance(self.value, type) and issubclass(self.value, Struct)):
+                raise LayoutError(f"map {self.name}: its value is no structure, and has no field {place!r}")
+            offset = self.value.offsetof(place)
+        elif isinstance(place, int):
+            offset = place
+        else:
+            raise LayoutError(
+                f"map {self.name}: a place in its value is a byte's number or a field's name, "
+                f"not {type(place).__name__}"
             )
         if not 0 <= offset < self.value_size:
             raise LayoutError(

@@ -25,13 +25,13 @@ from typing import TYPE_CHECKING, Concatenate, Final, Generic, ParamSpec, Self, 
 from pybpfasm import isa
 from pybpfasm.asm import Asm
 from pybpfasm.check.early import refuse
-from pybpfasm.errors import AsmError, SourceLocation
+from pybpfasm.errors import AsmError, LayoutError, SourceLocation
 from pybpfasm.instruction import Instruction
 from pybpfasm.kernel.context import SkBuff, SkLookup, SkMsgMd, SockAddr, SockOps, SockOpt, XdpMd
 from pybpfasm.kernel.enums import AttachType, ProgType
 from pybpfasm.layout import ByteOrder, Struct
 from pybpfasm.maps import MapSpec
-from pybpfasm.source import capture, forget, raised_at, record, resolve
+from pybpfasm.source import CO_GENERATOR, RESUMABLE, capture, forget, raised_at, record, resolve
 
 if TYPE_CHECKING:
     from pybpfasm.btf import Btf, BtfBuilder
@@ -302,6 +302,8 @@ def _writing(b: Asm) -> Iterator[None]:
     gc.disable()
     try:
         yield
+    except LayoutError as error:
+        raise AsmError(str(error), raised_at(error, b.entry)) from None
     except AttributeError as error:
         words = str(error)
         if "'Asm' object" not in words:
@@ -373,6 +375,16 @@ class Subprogram:
         return self._arguments
 
 
+def _check_function(function: object, what: str) -> None:
+    code = getattr(function, "__code__", None)
+    name = type(function).__name__
+    if code is not None and code.co_flags & RESUMABLE:
+        name = "a generator" if code.co_flags & CO_GENERATOR else "a coroutine"
+        code = None
+    if code is None:
+        raise AsmError(f"{what} is a plain function, not {name}", resolve(capture(None, 3)))
+
+
 def subprogram(*arguments: str) -> Callable[[Callable[..., None]], Subprogram]:
     """Declare a subprogram whose *arguments*, at most five, come in r1 and up::
 
@@ -391,6 +403,7 @@ def subprogram(*arguments: str) -> Callable[[Callable[..., None]], Subprogram]:
         )
 
     def wrap(function: Callable[..., None]) -> Subprogram:
+        _check_function(function, "a subprogram")
         return Subprogram(function, arguments)
 
     return wrap
@@ -409,6 +422,7 @@ def global_function(context: type[Struct], *arguments: str) -> Callable[[Callabl
         )
 
     def wrap(function: Callable[..., None]) -> Subprogram:
+        _check_function(function, "a global function")
         return Subprogram(function, arguments, context=context)
 
     return wrap
@@ -573,10 +587,7 @@ class Kind(Generic[C]):
         chosen = _target(target)
 
         def wrap(function: Callable[Concatenate[Asm, C, P], None]) -> Template[P]:
-            if not hasattr(function, "__code__"):
-                raise AsmError(
-                    f"a program is a plain function, not {type(function).__name__}", resolve(capture(None, 2))
-                )
+            _check_function(function, "a program")
             shown = name if name is not None else function.__name__
             if not _NAME.fullmatch(shown):
                 raise AsmError(

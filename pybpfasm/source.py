@@ -45,6 +45,10 @@ INTERNAL = frozenset(
     )
 )
 known_modules: dict[str, str] = {}
+# Of the flags of code in inspect, which takes long to import: CO_GENERATOR, with CO_COROUTINE and
+# CO_ASYNC_GENERATOR those whose frames can be left and resumed.
+CO_GENERATOR = 0x20
+RESUMABLE = CO_GENERATOR | 0x80 | 0x200
 
 
 # The chain of callers found last, by the frame that it begins at: a macro writes several instructions in a

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from pybpfasm import isa
 from pybpfasm.asm.operands import S32_MAX, Address, Mem, NoOperand, Reg, a
@@ -177,3 +177,12 @@ class Bits(NoOperand):
             f"{self._what} is a bit field and can't be an operand: "
             f"view.{self.field.name}.load(b.rN) puts it into a register"
         )
+
+    if not TYPE_CHECKING:  # a type checker would take every name for an attribute
+
+        def __getattr__(self, name: str) -> Any:
+            if name.startswith("_"):
+                raise AttributeError(name)
+            raise self.asm._error(
+                f"{self._what} is a bit field, which has load, store, unit and mask, no {name}"
+            )

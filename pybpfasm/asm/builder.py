@@ -33,7 +33,7 @@ from pybpfasm.instruction import Instruction
 from pybpfasm.isa import FRAME_POINTER, LD_IMM64, Alu, CallKind, Imm64
 from pybpfasm.layout import U8, U16, U32, U64, ArrayView, ByteOrder, Scalar, Struct
 from pybpfasm.maps import MapSpec, MapValue
-from pybpfasm.source import INTERNAL, Origin, capture, capture_at, resolve
+from pybpfasm.source import INTERNAL, RESUMABLE, Origin, capture, capture_at, resolve
 
 if TYPE_CHECKING:
     from pybpfasm.extern import Extern
@@ -42,8 +42,6 @@ if TYPE_CHECKING:
     from pybpfasm.target import Target
 
 STACK_LIMIT: Final = 512
-# CO_GENERATOR, CO_COROUTINE and CO_ASYNC_GENERATOR of inspect, which takes long to import.
-_RESUMABLE: Final = 0x20 | 0x80 | 0x200
 _new: Final = Instruction.__new__
 
 
@@ -312,6 +310,8 @@ class Asm:
         Raises `AsmError` for a w register, r10, and what is in no memory.
         """
         address = what.address if isinstance(what, (Struct, ArrayView)) else what
+        if type(what).__name__ == "Bits":
+            raise self._error("a bit field has no address; its bytes have: b.lea(b.rN, view.field.unit)")
         if not isinstance(target, Reg) or not isinstance(address, (Address, Mem)):
             raise self._error(f"lea takes a register and what is in memory, not {a(target)} and {a(what)}")
         if address.asm is not self:
@@ -377,7 +377,15 @@ class Asm:
             if isinstance(what, Extern) and what.callable:
                 self._emit(isa.OP_CALL, 0, CallKind.KFUNC, 0, 0, reference=what)
                 return
-            raise self._error(f"call takes a Helper or a subprogram, not {a(what)}")
+            hint = ""
+            if isinstance(what, str):
+                from pybpfasm.kernel.enums import Helper
+
+                hint = suggestion(what.removeprefix("bpf_"), Helper.__members__).replace("'", "")
+                hint = hint.replace("did you mean ", "did you mean Helper.")
+            elif callable(what):
+                hint = "; a plain function is a macro, which Python calls: f(b)"
+            raise self._error(f"call takes a Helper or a subprogram, not {a(what)}{hint}")
 
     def goto(self, label: str | Label) -> None:
         """Jump to *label*, here or further on."""
@@ -477,7 +485,7 @@ class Asm:
         """
         origin = capture_at(frame, self.entry)
         assert frame is not None
-        if not frame.f_code.co_flags & _RESUMABLE:
+        if not frame.f_code.co_flags & RESUMABLE:
             self._writer = frame
             self._code, _, self._caller = origin
         return origin

@@ -435,15 +435,20 @@ class Reg:
         if self.is_w:
             raise self.asm._error(f"{self.name} is 32 bits wide and can't hold an address")
         if not isinstance(offset, int):
-            raise self.asm._error("b.rN + b.rM would take two instructions: b.rN += b.rM")
+            raise self._no_offset(offset, "+")
         return Address(self.asm, self.index, offset)
 
     def __sub__(self, offset: Operand) -> Address:
         if not isinstance(offset, int):
-            raise self.asm._error("b.rN - b.rM would take two instructions: b.rN -= b.rM")
+            raise self._no_offset(offset, "-")
         if self.is_w:
             raise self.asm._error(f"{self.name} is 32 bits wide and can't hold an address")
         return Address(self.asm, self.index, -offset)
+
+    def _no_offset(self, offset: object, sign: str) -> AsmError:
+        if isinstance(offset, Reg):
+            return self.asm._error(f"b.rN {sign} b.rM would take two instructions: b.rN {sign}= b.rM")
+        return self.asm._error(f"an address is a register and a whole number of bytes, not {a(offset)}")
 
     def _two_instructions(self, other: object) -> Any:
         raise self.asm._error(

@@ -241,6 +241,13 @@ CASES: dict[str, tuple[str, str]] = {
         "zero takes a view of a structure, not the address r10-8",
     ),
     "stack of a view": ("b.stack(tcp)  # <-", "stack takes a structure's class, not Tcp"),
+    "a helper by name": ("b.call('bpf_map_lookup_elem')  # <-", "; did you mean Helper.map_lookup_elem?"),
+    "a macro that is called": (
+        "b.call(print)  # <-",
+        "a plain function is a macro, which Python calls: f(b)",
+    ),
+    "an address and text": ("b.u32[b.r1 + 'a']  # <-", "a register and a whole number of bytes, not str"),
+    "an address less half a byte": ("b.u32[b.r1 - 0.5]  # <-", "a whole number of bytes, not float"),
     "another function's register": (
         "b.r2 = Asm('other').r3  # <-",
         "this belongs to another function than case: "

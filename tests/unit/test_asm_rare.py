@@ -4,12 +4,27 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 
-from pybpfasm import Asm, AsmError, SkBuff, addr_space_cast, encode, sched_cls
+from pybpfasm import (
+    U32,
+    U64,
+    Asm,
+    AsmError,
+    LayoutError,
+    MapSpec,
+    MapType,
+    SkBuff,
+    Struct,
+    addr_space_cast,
+    encode,
+    sched_cls,
+    subprogram,
+)
 from pybpfasm.emulator import Emulator, Skb
+from pybpfasm.maps import MapValue
 from pybpfasm.text import assemble
 from tests.unit.statements import instructions
 
@@ -110,3 +125,60 @@ def test_what_is_no_register_is_not_assigned_to() -> None:
     with pytest.raises(AsmError, match=r"b.u32 can't be assigned to: memory is written as") as caught:
         main.build()
     assert caught.value.location is not None
+
+
+class Counters(Struct):
+    """A map's value."""
+
+    passed = U64()
+    dropped = U64()
+
+
+COUNTERS = MapSpec("counters", MapType.ARRAY, U32(), Counters, 1)
+MANY = MapSpec("many", MapType.HASH, U32(), Counters, 2)
+
+
+@pytest.mark.parametrize(
+    ("statement", "message"),
+    [
+        (lambda: COUNTERS.value_at("droped"), "Counters has no field 'droped'; did you mean 'dropped'?"),
+        (lambda: COUNTERS.value_at(16), "map counters: byte 16 is outside its value of 16 bytes"),
+        (lambda: COUNTERS.value_at(1.5), "a byte's number or a field's name, not float"),  # type: ignore[arg-type]
+        (lambda: MANY.value_at(0), "only an ARRAY of one entry has an address that is known at load"),
+    ],
+)
+def test_places_in_a_map(statement: Callable[[], MapValue], message: str) -> None:
+    """A mistake in a program is one of its line, also where layouts and maps complain."""
+
+    @sched_cls()
+    def main(b: Asm, ctx: SkBuff) -> None:
+        b.r1 = statement()  # here
+        b.ret(0)
+
+    with pytest.raises(AsmError, match=re.escape(message)) as caught:
+        main.build()
+    where = caught.value.location
+    while where is not None and not where.text.endswith("# here"):
+        where = where.caller
+    assert where is not None
+    assert COUNTERS.value_at("dropped") == COUNTERS.value_at(8)
+
+
+def test_programs_are_plain_functions() -> None:
+    def generator(b: Asm, ctx: SkBuff) -> Iterator[None]:
+        yield
+
+    async def coroutine(b: Asm) -> None:
+        b.ret(0)
+
+    with pytest.raises(AsmError, match="a program is a plain function, not a generator"):
+        sched_cls()(generator)  # type: ignore[arg-type]
+    with pytest.raises(AsmError, match="a subprogram is a plain function, not a coroutine"):
+        subprogram()(coroutine)  # type: ignore[arg-type]
+    with pytest.raises(AsmError, match="a program is a plain function, not int"):
+        sched_cls()(5)  # type: ignore[arg-type]
+
+
+def test_a_bit_field_is_no_value_of_a_map() -> None:
+    with pytest.raises(LayoutError, match="a bit field is no key or value; a structure of them is"):
+        MapSpec("m", MapType.ARRAY, U32(), U32.bits(3), 1)
