@@ -57,6 +57,11 @@ def check(spec: ProgramSpec) -> list[Finding]:
         slots.append(at)
         at += insn.slots
     graph: Graph | None = None
+    for index, insn in enumerate(instructions):
+        if insn.dst > 10 or insn.src > 10:
+            report("register", index, f"there is no register r{max(insn.dst, insn.src)}: r0 to r10")
+    if found:
+        return list(found.values())
     graph = Graph(instructions, [function.slot for function in spec.functions], report)
     if not graph.unknown_jump:
         for certain in (True, False):

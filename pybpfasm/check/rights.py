@@ -7,9 +7,20 @@ from functools import cache
 from typing import Final
 
 from pybpfasm.kernel import helpers as table
-from pybpfasm.kernel.enums import Helper, ProgType
+from pybpfasm.kernel.enums import AttachType, Helper, MapType, ProgType
 
-__all__ = ["MOVES_PACKET", "RESULTS", "Rights", "is_gpl_compatible", "rights_of", "type_name"]
+__all__ = [
+    "MAPS_OF",
+    "MOVES_PACKET",
+    "OWN_STACKS",
+    "READ_ONLY_PACKETS",
+    "RESULTS",
+    "Rights",
+    "is_gpl_compatible",
+    "result_range",
+    "rights_of",
+    "type_name",
+]
 
 # license_is_gpl_compatible(), include/linux/license.h
 _GPL_COMPATIBLE: Final = frozenset(
@@ -40,6 +51,107 @@ _WORDS: Final = {
     "func": "a callback",
     "ringbuf_mem": "memory that ringbuf_reserve gave",
 }
+
+
+# may_access_direct_pkt_data(), kernel/bpf/verifier.c: types that may read packets directly, and not write.
+READ_ONLY_PACKETS: Final = frozenset(
+    {
+        ProgType.LWT_IN,
+        ProgType.LWT_OUT,
+        ProgType.LWT_SEG6LOCAL,
+        ProgType.SK_REUSEPORT,
+        ProgType.FLOW_DISSECTOR,
+        ProgType.CGROUP_SKB,
+    }
+)
+# Types whose functions can have stacks of their own (Linux 6.13), so that their sum has no limit.
+OWN_STACKS: Final = frozenset(
+    {
+        ProgType.KPROBE,
+        ProgType.TRACEPOINT,
+        ProgType.PERF_EVENT,
+        ProgType.RAW_TRACEPOINT,
+        ProgType.RAW_TRACEPOINT_WRITABLE,
+        ProgType.TRACING,
+        ProgType.LSM,
+        ProgType.EXT,
+        ProgType.STRUCT_OPS,
+    }
+)
+# check_map_func_compatibility(), kernel/bpf/verifier.c, as far as a helper goes with few types of maps.
+_QUEUES: Final = frozenset({MapType.QUEUE, MapType.STACK, MapType.BLOOM_FILTER})
+_RINGS: Final = frozenset({MapType.RINGBUF})
+MAPS_OF: Final = {
+    Helper.tail_call: frozenset({MapType.PROG_ARRAY}),
+    Helper.map_push_elem: _QUEUES,
+    Helper.map_peek_elem: _QUEUES,
+    Helper.map_pop_elem: _QUEUES,
+    Helper.ringbuf_output: _RINGS,
+    Helper.ringbuf_reserve: _RINGS,
+    Helper.ringbuf_query: _RINGS,
+    Helper.ringbuf_reserve_dynptr: _RINGS,
+    Helper.user_ringbuf_drain: frozenset({MapType.USER_RINGBUF}),
+    Helper.perf_event_output: frozenset({MapType.PERF_EVENT_ARRAY}),
+    Helper.perf_event_read: frozenset({MapType.PERF_EVENT_ARRAY}),
+    Helper.get_stackid: frozenset({MapType.STACK_TRACE}),
+    Helper.sk_storage_get: frozenset({MapType.SK_STORAGE}),
+    Helper.sk_storage_delete: frozenset({MapType.SK_STORAGE}),
+    Helper.task_storage_get: frozenset({MapType.TASK_STORAGE}),
+    Helper.task_storage_delete: frozenset({MapType.TASK_STORAGE}),
+    Helper.inode_storage_get: frozenset({MapType.INODE_STORAGE}),
+    Helper.inode_storage_delete: frozenset({MapType.INODE_STORAGE}),
+    Helper.cgrp_storage_get: frozenset({MapType.CGRP_STORAGE}),
+    Helper.cgrp_storage_delete: frozenset({MapType.CGRP_STORAGE}),
+    Helper.sk_redirect_map: frozenset({MapType.SOCKMAP}),
+    Helper.msg_redirect_map: frozenset({MapType.SOCKMAP}),
+    Helper.sock_map_update: frozenset({MapType.SOCKMAP}),
+    Helper.sk_redirect_hash: frozenset({MapType.SOCKHASH}),
+    Helper.msg_redirect_hash: frozenset({MapType.SOCKHASH}),
+    Helper.sock_hash_update: frozenset({MapType.SOCKHASH}),
+    Helper.redirect_map: frozenset({MapType.DEVMAP, MapType.DEVMAP_HASH, MapType.CPUMAP, MapType.XSKMAP}),
+    Helper.sk_select_reuseport: frozenset({MapType.REUSEPORT_SOCKARRAY, MapType.SOCKMAP, MapType.SOCKHASH}),
+}
+
+# check_return_code(), kernel/bpf/verifier.c
+_ZERO_OR_ONE: Final = frozenset(
+    {
+        ProgType.CGROUP_SKB,
+        ProgType.CGROUP_SOCK,
+        ProgType.CGROUP_SOCK_ADDR,
+        ProgType.CGROUP_DEVICE,
+        ProgType.CGROUP_SYSCTL,
+        ProgType.CGROUP_SOCKOPT,
+        ProgType.SOCK_OPS,
+        ProgType.SK_LOOKUP,
+    }
+)
+_ALWAYS_ONE: Final = frozenset(
+    {
+        AttachType.CGROUP_UDP4_RECVMSG,
+        AttachType.CGROUP_UDP6_RECVMSG,
+        AttachType.CGROUP_UNIX_RECVMSG,
+        AttachType.CGROUP_INET4_GETPEERNAME,
+        AttachType.CGROUP_INET6_GETPEERNAME,
+        AttachType.CGROUP_UNIX_GETPEERNAME,
+        AttachType.CGROUP_INET4_GETSOCKNAME,
+        AttachType.CGROUP_INET6_GETSOCKNAME,
+        AttachType.CGROUP_UNIX_GETSOCKNAME,
+    }
+)
+_WITH_FLAGS: Final = frozenset(
+    {AttachType.CGROUP_INET_EGRESS, AttachType.CGROUP_INET4_BIND, AttachType.CGROUP_INET6_BIND}
+)
+
+
+def result_range(type: int, attach_type: int | None) -> tuple[int, int] | None:
+    """The least and the largest number that a program may return, ``None`` where any will do."""
+    if type not in _ZERO_OR_ONE:
+        return None
+    if type == ProgType.CGROUP_SOCK_ADDR and attach_type in _ALWAYS_ONE:
+        return 1, 1
+    if type in (ProgType.CGROUP_SOCK_ADDR, ProgType.CGROUP_SKB) and attach_type in _WITH_FLAGS:
+        return 0, 3
+    return 0, 1
 
 
 class Rights:

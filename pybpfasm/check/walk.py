@@ -19,17 +19,21 @@ from typing import TYPE_CHECKING, Any, Final
 from pybpfasm import isa
 from pybpfasm.check.graph import Block, Graph, is_local_call
 from pybpfasm.check.rights import (
+    MAPS_OF,
     MOVES_PACKET,
+    OWN_STACKS,
+    READ_ONLY_PACKETS,
     RESULTS,
     in_words,
     is_gpl_compatible,
     needs_gpl,
+    result_range,
     rights_of,
     type_name,
 )
 from pybpfasm.instruction import Instruction
 from pybpfasm.isa import Alu, Atomic, CallKind, Imm64, Jump
-from pybpfasm.kernel.enums import Helper, MapType, ProgType
+from pybpfasm.kernel.enums import BPF_F_RDONLY_PROG, BPF_F_WRONLY_PROG, Helper, MapType, ProgType
 from pybpfasm.maps import MapSpec
 
 if TYPE_CHECKING:
@@ -58,6 +62,7 @@ GONE: Final = 13  # (GONE, index of the call that took it away): once a packet p
 MIXED: Final = 14  # (MIXED,): a number on some of the ways that lead here, a pointer on others
 
 _POINTERS: Final = frozenset({CTX, FP, MAP, VAL, PKT, END, SOCK})
+_FIXED: Final = frozenset({END, SOCK, MAP})
 _NUMBERS: Final = frozenset({CONST, FREE, NUM, GONE})
 _WORDS: Final = {
     CONST: "a number",
@@ -114,6 +119,22 @@ _WITH_VALUES: Final = frozenset(
         MapType.LPM_TRIE,
         MapType.SK_STORAGE,
         MapType.TASK_STORAGE,
+    }
+)
+
+# These take a map in r2; others that take one have it in r1.
+_MAP_SECOND: Final = frozenset(
+    {
+        Helper.tail_call,
+        Helper.perf_event_output,
+        Helper.get_stackid,
+        Helper.sk_redirect_map,
+        Helper.msg_redirect_map,
+        Helper.sock_map_update,
+        Helper.sk_redirect_hash,
+        Helper.msg_redirect_hash,
+        Helper.sock_hash_update,
+        Helper.sk_select_reuseport,
     }
 )
 
@@ -229,8 +250,9 @@ class Walk:
         self._queued: set[int] = set()
         self._never_written: dict[int, str] = {}
         self._written_after_all: set[int] = set()
-        self._deepest = [0] * len(graph.functions)
-        self._main = 0
+        self._deepest = [0] * len(graph.functions)  # bytes of stack that each function uses
+        self._function = 0  # that of the block which is being walked through
+        self._results = result_range(spec.type, spec.attach_type)
         contexts = {f.slot: f for f in spec.functions}
         self._globals: dict[int, int] = {}
         for place, index in enumerate(graph.functions):
@@ -255,10 +277,60 @@ class Walk:
             self.visits[number] += 1
             self._block(blocks[number], state.copy())
         if self.certain:
+            self._sum_stacks()
             return  # from Linux 6.3 on, whoever has CAP_PERFMON may read what was never written
         for index, message in self._never_written.items():
             if index not in self._written_after_all:
                 self._report("stack-unset", index, message, ())
+
+    def _sum_stacks(self) -> None:
+        """Add up the stacks of functions that call each other: what the verifier does at the end."""
+        graph = self.graph
+        if self.spec.type in OWN_STACKS or len(graph.functions) < 2:
+            return
+        # Each call in a function, whether anything leads there or not.
+        callees: list[dict[int, int]] = [{} for _ in graph.functions]
+        place = -1
+        for index, insn in enumerate(graph.instructions):
+            if place + 1 < len(graph.functions) and index == graph.functions[place + 1]:
+                place += 1
+            if insn.opcode == isa.OP_CALL and insn.src == CallKind.LOCAL:
+                to = graph.index_of.get(graph.slots[index] + 1 + insn.imm)
+                if to is not None and place >= 0:
+                    callees[place].setdefault(_place(graph.functions, to), index)
+        total: dict[int, int] = {}
+        state: dict[int, int] = {}
+        stack = [0]
+        while stack:
+            function = stack[-1]
+            waiting = [c for c in callees[function] if c not in total]
+            if state.get(function) and any(state.get(c) for c in waiting):
+                return  # functions that call each other in a circle are another mistake
+            state[function] = 1
+            if waiting:
+                stack += waiting
+                continue
+            stack.pop()
+            state[function] = 0
+            # Kernels round up to 16 or 32 bytes, each in its way; so much it is at least.
+            total[function] = self._deepest[function] + max((total[c] for c in callees[function]), default=0)
+        if total[0] <= _STACK:
+            return
+        function, names = 0, [self._name_of(0)]
+        index = graph.functions[0]
+        while callees[function]:
+            function, index = max(callees[function].items(), key=lambda pair: (total[pair[0]], -pair[0]))
+            names.append(self._name_of(function))
+        self._fault(
+            "stack-depth",
+            index,
+            f"the functions on this way ({', '.join(names)}) use {total[0]} bytes of stack together; "
+            f"they have {_STACK}",
+        )
+
+    def _name_of(self, place: int) -> str:
+        slot = self.graph.slots[self.graph.functions[place]]
+        return next((f.name for f in self.spec.functions if f.slot == slot), f"function_{slot}")
 
     def reached(self, number: int) -> bool:
         """Whether the walk has come to a block."""
@@ -282,6 +354,7 @@ class Walk:
 
     # Instructions.
     def _block(self, block: Block, state: State) -> None:
+        self._function = block.function
         instructions = self.graph.instructions
         index = block.start
         last = block.end - 1
@@ -442,6 +515,15 @@ class Walk:
         if problem:
             self._fault("pointer-arithmetic", index, f"r{dst}: {problem}")
             return _ANY
+        fixed = kl if kl in _FIXED else kr
+        known = (CONST, 0) in (left, right) and fixed == MAP
+        if fixed in _FIXED and wide and (kl in _NUMBERS or kr in _NUMBERS) and not known:
+            self._fault(
+                "pointer-arithmetic",
+                index,
+                f"r{dst}: nothing can be added to or subtracted from {_WORDS[fixed]}",
+            )
+            return _ANY
         if kl in (VAL, SOCK) and left[2] and wide and op in (Alu.ADD, Alu.SUB):
             self._null(index, dst, left, "is computed with")
         if wide and kr == CONST and op in (Alu.ADD, Alu.SUB):
@@ -508,6 +590,8 @@ class Walk:
                 self._fault("scalar-access", index, f"r{register} is {what}, not an address")
         elif kind == FP:
             at = base[1] + offset
+            if -_STACK <= at < 0:
+                self._deepest[self._function] = max(self._deepest[self._function], -at)
             if at < -_STACK or at + size > 0:
                 self._fault(
                     "stack-bounds",
@@ -525,6 +609,12 @@ class Walk:
         elif kind == VAL:
             if base[2]:
                 self._null(index, register, base, "is dereferenced")
+            elif base[3] is not None and base[3].flags & (BPF_F_RDONLY_PROG if write else BPF_F_WRONLY_PROG):
+                what = "write to" if write else "read from"
+                flag = "BPF_F_RDONLY_PROG" if write else "BPF_F_WRONLY_PROG"
+                self._fault(
+                    "map-rights", index, f"programs may not {what} the values of map {base[3].name} ({flag})"
+                )
             elif base[4] is not None and base[3] is not None:
                 at = base[4] + offset
                 room = base[3].value_size
@@ -540,6 +630,10 @@ class Walk:
                 self._null(index, register, base, "is dereferenced")
         elif kind == PKT:
             at = base[1] + offset
+            if write and self.spec.type in READ_ONLY_PACKETS:
+                self._fault(
+                    "packet-write", index, f"{type_name(self.spec.type)} programs can't write to packets"
+                )
             if at < 0 or at + size > base[2]:
                 known = f"only {base[2]} bytes are checked" if base[2] else "nothing is checked"
                 self._fault(
@@ -658,6 +752,13 @@ class Walk:
             self._read(index, 0, regs)
         if atomic and base[0] == CTX:
             self._fault("context-atomic", index, "atomic operations do not work on the context")
+        elif atomic and base[0] == VAL and base[4] is not None and (base[4] + insn.offset) % size:
+            self._fault(
+                "misaligned",
+                index,
+                f"an atomic operation of {size} bytes at {base[4] + insn.offset} of a map's value: "
+                f"that is no multiple of {size}",
+            )
         else:
             self._access(index, insn, base, insn.dst, size, state, True)
         if base[0] == FP:
@@ -697,6 +798,21 @@ class Walk:
                 regs[insn.dst] = (MAP, reference)
             elif insn.src == Imm64.MAP_VALUE and reference is not None:
                 self._purge(index, state)
+                room = reference.value_size
+                if reference.type in _WITH_VALUES and reference.type != MapType.ARRAY:
+                    self._fault(
+                        "map-value",
+                        index,
+                        f"the address of a value of map {reference.name}, {reference.type.name}, is not "
+                        "known at load: look it up, or use an ARRAY",
+                    )
+                elif room and not 0 <= insn.imm_high < room:
+                    self._fault(
+                        "value-bounds",
+                        index,
+                        f"byte {insn.imm_high} is outside the value of map {reference.name}, "
+                        f"which has {room}",
+                    )
                 regs[insn.dst] = (VAL, index, False, reference, insn.imm_high)
             else:
                 regs[insn.dst] = _ANY
@@ -726,6 +842,13 @@ class Walk:
             return self._local(index, insn, state)
         regs = state.regs
         if insn.src != CallKind.HELPER:
+            if insn.src == CallKind.KFUNC and not self.gpl:
+                self._fault(
+                    "license",
+                    index,
+                    "functions of the kernel are for programs with a GPL-compatible license, not "
+                    f"{self.spec.license!r}",
+                )
             self._forget(state)
             state.refs.clear()
             self._clobber(index, state, _ANY)
@@ -736,6 +859,7 @@ class Walk:
         given = regs.copy()
         for place, kind in enumerate(arguments):
             self._argument(index, helper, place + 1, kind, regs)
+        self._map_type(index, helper, given[2 if helper in _MAP_SECOND else 1])
         if any(value[0] in (FP, ANY, MIXED) for value in given[1:6]):
             for value in given[1:6]:
                 if value[0] in (ANY, MIXED):
@@ -753,12 +877,27 @@ class Walk:
         self._clobber(index, state, self._result(index, helper, given, state))
         return True
 
+    def _map_type(self, index: int, helper: int, given: Value) -> None:
+        wanted = MAPS_OF.get(helper)  # type: ignore[call-overload]
+        if wanted is None or given[0] != MAP or given[1] is None or given[1].type in wanted:
+            return
+        names = " or ".join(sorted(MapType(one).name for one in wanted))
+        self._fault(
+            "argument-map",
+            index,
+            f"{Helper(helper).name} works on maps of type {names}; {given[1].name} is {given[1].type.name}",
+        )
+
     def _may_call(self, index: int, helper: int) -> None:
         try:
             name = f"{Helper(helper).name}"
         except ValueError:
             if self.rights.helpers is not None and helper == 0:
                 self._fault("helper", index, "there is no helper 0")
+            elif not self.certain and helper > max(Helper):
+                self._fault(
+                    "helper", index, f"helper {helper} is not known here: Linux 6.18 has {int(max(Helper))}"
+                )
             return
         if self.rights.may_call(helper) is False:
             self._fault("helper", index, f"{type_name(self.spec.type)} programs can't call {name}")
@@ -894,6 +1033,20 @@ class Walk:
             value = state.regs[0]
             if value[0] <= MAYBE:
                 self._unset(index, 0, value, "the result and read")
+        value = state.regs[0]
+        if block.function and value[0] == FP:
+            self._fault(
+                "stack-returned", index, "a function returns the address of its stack, which is gone then"
+            )
+        if block.function == 0 and self._results is not None and value[0] in (CONST, FREE):
+            low, high = self._results
+            ends = (_signed(value[1]),) if value[0] == CONST else value[2:4]
+            if min(ends) < low or max(ends) > high:
+                allowed = f"{low} to {high}" if low < high else f"{low} only"
+                found = str(ends[0]) if value[0] == CONST else "any number"
+                self._fault(
+                    "result", index, f"{type_name(self.spec.type)} programs return {allowed}; this is {found}"
+                )
         if block.function == 0:
             for origin in state.refs.values():
                 helper = self.graph.instructions[origin].imm

@@ -156,6 +156,8 @@ def test_the_examples_of_the_unit_tests() -> None:
         for name, (text, (severity, _, _)) in examples.WRONG.items():
             if severity == "error":
                 assert not loader.takes(examples.spec_of(text)), name
+        for name, (text, type, attach, wrong) in examples.TYPED.items():
+            assert loader.takes(examples.spec_of(text, type, attach)) is (wrong is None), name
 
 
 def _objects() -> Iterator[Path]:

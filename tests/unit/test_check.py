@@ -12,8 +12,16 @@ from pybpfasm.asm import Asm
 from pybpfasm.check import Finding, Severity, check, main
 from pybpfasm.check.early import first_mistake
 from pybpfasm.errors import AsmError
-from pybpfasm.kernel.context import SkBuff, SkMsgMd, SockOpt, XdpMd
-from pybpfasm.kernel.enums import AttachType, Helper, MapType, ProgType
+from pybpfasm.instruction import Instruction
+from pybpfasm.kernel.context import BpfSock, SkBuff, SkMsgMd, SockAddr, SockOps, SockOpt, XdpMd
+from pybpfasm.kernel.enums import (
+    BPF_F_RDONLY_PROG,
+    BPF_F_WRONLY_PROG,
+    AttachType,
+    Helper,
+    MapType,
+    ProgType,
+)
 from pybpfasm.layout import U32, U64, Struct
 from pybpfasm.maps import MapSpec
 from pybpfasm.program import (
@@ -31,23 +39,42 @@ from tests.work import calls
 HASH = MapSpec("hash", MapType.HASH, U32(), 16, 4)
 ARRAY = MapSpec("array", MapType.ARRAY, U32(), 16, 4)
 RING = MapSpec("ring", MapType.RINGBUF, None, None, 4096)
-MAPS = {m.name: m for m in (HASH, ARRAY, RING, MapSpec("one", MapType.ARRAY, U32(), U64(), 1))}
+MAPS = {
+    m.name: m
+    for m in (
+        HASH,
+        ARRAY,
+        RING,
+        MapSpec("one", MapType.ARRAY, U32(), U64(), 1),
+        MapSpec("read_only", MapType.ARRAY, U32(), U64(), 1, BPF_F_RDONLY_PROG),
+        MapSpec("write_only", MapType.ARRAY, U32(), U64(), 1, BPF_F_WRONLY_PROG),
+    )
+}
 
 _CONTEXTS: dict[ProgType, type[Struct]] = {
     ProgType.SCHED_CLS: SkBuff,
     ProgType.XDP: XdpMd,
     ProgType.SK_MSG: SkMsgMd,
+    ProgType.CGROUP_SKB: SkBuff,
+    ProgType.CGROUP_SOCK: BpfSock,
+    ProgType.CGROUP_SOCK_ADDR: SockAddr,
+    ProgType.SOCK_OPS: SockOps,
 }
 
 
 def spec_of(
-    text: str, type: ProgType = ProgType.SCHED_CLS, *, license: str = "GPL", starts: tuple[int, ...] = ()
+    text: str,
+    type: ProgType = ProgType.SCHED_CLS,
+    attach: AttachType | None = None,
+    *,
+    license: str = "GPL",
+    starts: tuple[int, ...] = (),
 ) -> ProgramSpec:
     """A program from text; functions but the first begin at *starts*."""
     functions = [Function("main", 0, (), _CONTEXTS[type], {})]
     functions += [Function(f"f{start}", start, (), None, {}) for start in starts]
     code = tuple(assemble(text, maps=MAPS))
-    return ProgramSpec("text", type, None, license, code, tuple(functions), "little")
+    return ProgramSpec("text", type, attach, license, code, tuple(functions), "little")
 
 
 def found(spec: ProgramSpec) -> list[tuple[str, str, int]]:
@@ -126,6 +153,36 @@ WRONG = {
     "pointers combined": ("r2 = r10\nr2 *= 2" + END, ("error", "pointer-arithmetic", 1)),
     "pointer of 32 bits": ("r2 = r10\nw2 += 4" + END, ("error", "pointer-arithmetic", 1)),
     "classic load": ("r6 = 0\nr0 = *(u8 *)skb[0]\nexit", ("error", "packet-load", 1)),
+    "end moved": (PACKET + "r8 += 4" + END, ("error", "pointer-arithmetic", 3)),
+    "end moved by a number": (PACKET + "r2 = 4\nr2 += r8" + END, ("error", "pointer-arithmetic", 4)),
+    "map moved": ("r1 = map[hash]\nr1 += 4" + END, ("error", "pointer-arithmetic", 2)),
+    "read-only map": ("r1 = map[read_only][0]+0\n*(u8 *)(r1 +0) = 1" + END, ("error", "map-rights", 2)),
+    "write-only map": ("r1 = map[write_only][0]+0\nr0 = *(u8 *)(r1 +0)\nexit", ("error", "map-rights", 2)),
+    "address of a value of a hash": ("r1 = map[hash][0]+0" + END, ("error", "map-value", 0)),
+    "address behind a value": ("r1 = map[one][0]+8" + END, ("error", "value-bounds", 0)),
+    "map of another type": (
+        "r1 = map[hash]\nr2 = r10\nr2 += -16\ncall map_peek_elem" + END,
+        ("error", "argument-map", 4),
+    ),
+    "tail call through a hash": (
+        "r2 = map[hash]\nr3 = 0\ncall tail_call" + END,
+        ("error", "argument-map", 3),
+    ),
+    "stack returned": ("call f\nr0 = 0\nexit\nf:\nr0 = r10\nexit", ("error", "stack-returned", 4)),
+    "stacks of two functions": (
+        "*(u64 *)(r10 -400) = 0\ncall f\nr0 = 0\nexit\nf:\n*(u64 *)(r10 -400) = 0\nr0 = 0\nexit",
+        ("error", "stack-depth", 1),
+    ),
+    "stacks of three functions": (
+        "*(u64 *)(r10 -240) = 0\ncall f\nr0 = 0\nexit\n"
+        "f:\ncall g\nr0 = 0\nexit\ng:\n*(u64 *)(r10 -280) = 0\nr0 = 0\nexit",
+        ("error", "stack-depth", 4),
+    ),
+    "atomic at a place between": (
+        "r1 = map[one][0]+2\nr2 = 1\nlock *(u32 *)(r1 +0) += r2" + END,
+        ("error", "misaligned", 3),
+    ),
+    "helper of the future": ("call 9999" + END, ("warning", "helper", 0)),
     "map written": ("r1 = map[hash]\n*(u32 *)(r1 +0) = 1" + END, ("error", "map-write", 2)),
 }
 
@@ -136,7 +193,107 @@ def test_mistakes(name: str) -> None:
     assert found(spec_of(text)) == [expected]
 
 
+# Of program types: text, type, where it is attached, and what is wrong.
+_CGROUP_PACKET = (
+    "r6 = r1\nr7 = *(u32 *)(r6 +76)\nr8 = *(u32 *)(r6 +80)\nr2 = r7\nr2 += 14\nif r2 > r8 goto out\n"
+)
+TYPED: dict[str, tuple[str, ProgType, AttachType | None, tuple[str, str, int] | None]] = {
+    "packet written": (
+        _CGROUP_PACKET + "*(u8 *)(r7 +0) = 1\nout:\nr0 = 1\nexit",
+        ProgType.CGROUP_SKB,
+        AttachType.CGROUP_INET_INGRESS,
+        ("error", "packet-write", 6),
+    ),
+    "packet read": (
+        _CGROUP_PACKET + "r0 = *(u8 *)(r7 +0)\nout:\nr0 = 1\nexit",
+        ProgType.CGROUP_SKB,
+        AttachType.CGROUP_INET_INGRESS,
+        None,
+    ),
+    "ingress returns 2": (
+        "r0 = 2\nexit",
+        ProgType.CGROUP_SKB,
+        AttachType.CGROUP_INET_INGRESS,
+        ("error", "result", 1),
+    ),
+    "egress returns 3": ("r0 = 3\nexit", ProgType.CGROUP_SKB, AttachType.CGROUP_INET_EGRESS, None),
+    "egress returns 4": (
+        "r0 = 4\nexit",
+        ProgType.CGROUP_SKB,
+        AttachType.CGROUP_INET_EGRESS,
+        ("error", "result", 1),
+    ),
+    "socket returns -1": (
+        "r0 = -1\nexit",
+        ProgType.CGROUP_SOCK,
+        AttachType.CGROUP_INET_SOCK_CREATE,
+        ("error", "result", 1),
+    ),
+    "socket returns 1": ("w0 = 1\nexit", ProgType.CGROUP_SOCK, AttachType.CGROUP_INET_SOCK_CREATE, None),
+    "socket returns a field": (
+        "r0 = *(u32 *)(r1 +16)\nexit",  # mark
+        ProgType.CGROUP_SOCK,
+        AttachType.CGROUP_INET_SOCK_CREATE,
+        ("error", "result", 1),
+    ),
+    "socket returns a part of a field": (
+        "r0 = *(u32 *)(r1 +16)\nr0 &= 1\nexit",
+        ProgType.CGROUP_SOCK,
+        AttachType.CGROUP_INET_SOCK_CREATE,
+        None,
+    ),
+    "connect returns 2": (
+        "r0 = 2\nexit",
+        ProgType.CGROUP_SOCK_ADDR,
+        AttachType.CGROUP_INET4_CONNECT,
+        ("error", "result", 1),
+    ),
+    "bind returns 3": ("r0 = 3\nexit", ProgType.CGROUP_SOCK_ADDR, AttachType.CGROUP_INET4_BIND, None),
+    "recvmsg returns 0": (
+        "r0 = 0\nexit",
+        ProgType.CGROUP_SOCK_ADDR,
+        AttachType.CGROUP_UDP4_RECVMSG,
+        ("error", "result", 1),
+    ),
+    "tc returns anything": ("r0 = 77\nexit", ProgType.SCHED_CLS, None, None),
+    "sock_ops returns 2": ("r0 = 2\nexit", ProgType.SOCK_OPS, None, ("error", "result", 1)),
+}
+
+
+@pytest.mark.parametrize("name", TYPED)
+def test_mistakes_of_a_program_type(name: str) -> None:
+    text, type, attach, expected = TYPED[name]
+    assert found(spec_of(text, type, attach)) == ([] if expected is None else [expected])
+
+
+def test_functions_of_the_kernel_want_a_license() -> None:
+    assert found(spec_of("call bpf_rcu_read_lock\ncall bpf_rcu_read_unlock" + END, license="MIT")) == [
+        ("error", "license", 0),
+        ("error", "license", 1),
+    ]
+
+
+def test_a_register_that_does_not_exist() -> None:
+    code = (Instruction(0xBF, 0, 12), Instruction(0x95))
+    spec = ProgramSpec(
+        "r12", ProgType.SCHED_CLS, None, "GPL", code, (Function("main", 0, (), SkBuff, {}),), "little"
+    )
+    assert found(spec) == [("error", "register", 0)]
+
+
 RIGHT = {
+    "difference to the end": PACKET + "r2 = r8\nr2 -= r7\nr0 = 0\nexit",
+    "map and nothing": "r1 = map[hash]\nr1 += 0" + END,
+    "stacks that fit": (
+        "*(u64 *)(r10 -256) = 0\ncall f\nr0 = 0\nexit\nf:\n*(u64 *)(r10 -256) = 0\nr0 = 0\nexit"
+    ),
+    "stacks beside each other": (
+        "*(u64 *)(r10 -192) = 0\ncall f\ncall g\nr0 = 0\nexit\n"
+        "f:\n*(u64 *)(r10 -288) = 0\nr0 = 0\nexit\ng:\n*(u64 *)(r10 -288) = 0\nr0 = 0\nexit"
+    ),
+    "atomic at its place": "r1 = map[one][0]+4\nr2 = 1\nlock *(u32 *)(r1 +0) += r2" + END,
+    "read-only map read": "r1 = map[read_only][0]+0\nr0 = *(u8 *)(r1 +0)\nexit",
+    "last byte of a value": "r1 = map[one][0]+7\nr0 = *(u8 *)(r1 +0)\nexit",
     "null checked": LOOKUP + "if r0 == 0 goto out\nr0 = *(u64 *)(r0 +8)\nout:" + END,
     "null checked by a copy": LOOKUP + "r6 = r0\nif r6 == 0 goto out\nr0 = *(u64 *)(r0 +8)\nout:" + END,
     "null checked on the stack": LOOKUP
