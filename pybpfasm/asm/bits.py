@@ -117,8 +117,9 @@ class Bits(NoOperand):
         if self.shift + width > 32:
             self._store_wide(value, scratch)
             return
-        kept = (1 << self.unit.size * 8) - 1 & ~((1 << width) - 1 << self.shift)
-        self._alu(scratch, Alu.AND, kept)
+        ones = (1 << width) - 1
+        if isinstance(value, Reg) or value != ones:  # or all of them will be set
+            self._alu(scratch, Alu.AND, (1 << self.unit.size * 8) - 1 & ~(ones << self.shift))
         if isinstance(value, Reg):
             if width < 32:
                 self._alu(value, Alu.AND, (1 << width) - 1)

@@ -326,6 +326,13 @@ def test_instructions_on_both_kinds_of_machine() -> None:
         "r3 |= 96",
         "*(u8 *)(r1 +0) = r3",
     ]
+    # All bits set, or none, is one operation.
+    for value, changes in ((15, "r3 |= 240"), (0, "r3 &= 15")):
+        assert written("little", lambda b, value=value: Ip(b.r1).version.store(value, scratch=b.r3)) == [  # type: ignore[misc]
+            "r3 = *(u8 *)(r1 +0)",
+            changes,
+            "*(u8 *)(r1 +0) = r3",
+        ]
     assert written("little", lambda b: WholeBytes(b.r1).e.store(b.r2)) == ["*(u16 *)(r1 +6) = r2"]
 
 
