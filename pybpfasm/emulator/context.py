@@ -163,8 +163,12 @@ class Context:
         return field
 
     def __repr__(self) -> str:
-        inner = ", ".join(f"{name}={value!r}" for name, value in self._fields.items())
-        return f"{type(self).__name__}({inner})"
+        """What is not zero, with the packet's length: a failing test shows several of them."""
+        shown = [f"{len(self.packet)} bytes"] if self.packet else []
+        for name, value in self._fields.items():
+            if any(value) if isinstance(value, (bytes, tuple, list)) else value:
+                shown.append(f"{name}={value!r}")
+        return f"{type(self).__name__}({', '.join(shown)})"
 
     @property
     def packet(self) -> bytes:

@@ -46,7 +46,7 @@ class Step:
         return f"{'  ' * self.depth}{self.slot:5}: {text:<44} {after}".rstrip()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Result:
     """What a run came to.
 
@@ -60,6 +60,11 @@ class Result:
     context: Context | None
     packet: bytes
     trace: tuple[Step, ...] = field(default=(), repr=False)
+
+    def __repr__(self) -> str:
+        """Short enough for a failing test's report."""
+        packet = f", packet of {len(self.packet)} bytes" if self.packet else ""
+        return f"<Result {self.action}, r0={self.r0:#x}, {self.instructions} instructions{packet}>"
 
     @property
     def value(self) -> int:

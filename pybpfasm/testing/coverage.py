@@ -9,11 +9,13 @@ that write no instruction are no matter of a program's: they count as run, so th
 from __future__ import annotations
 
 import ast
+import json
 import os
 import sqlite3
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from pybpfasm import isa
 from pybpfasm.emulator.program import Program
@@ -149,25 +151,68 @@ class Coverage:
         out += [str(branch) for branch in self.missing_branches()]
         return "\n".join(out)
 
-    def write(self, path: str | os.PathLike[str] = ".coverage") -> None:
-        """Write a data file of coverage.py, for ``coverage report``, ``coverage html`` and editors."""
+    def branches(self) -> dict[str, dict[tuple[int, int], bool]]:
+        """By path of the source file: pairs of a conditional jump's line and a line that it leads to, and
+        whether it has been taken. A way that stays on the line, as within a condition, is none."""
+        found: dict[str, dict[tuple[int, int], bool]] = {}
+        for program in self._programs:
+            spec = program.spec
+            for slot, insn in program.instructions.items():
+                if insn.opcode & 7 not in (isa.JMP, isa.JMP32) or insn.opcode in _UNCONDITIONAL:
+                    continue
+                place = spec.location(slot)
+                if place is None:
+                    continue
+                path = place.path or place.filename
+                ways = found.setdefault(path, {})
+                for following in (slot + 1 + insn.offset, slot + 1):
+                    there = (one for one in _places(spec.location(following)))
+                    # Behind a macro of another file: out of this one.
+                    line = next(
+                        (one.line for one in there if (one.path or one.filename) == path), -place.line
+                    )
+                    if line != place.line:
+                        way = (place.line, line)
+                        ways[way] = ways.get(way, False) or (slot, following) in program.taken
+        return found
+
+    def write(self, path: str | os.PathLike[str] = ".bpf-coverage", *, branches: bool = False) -> None:
+        """Write a data file of coverage.py, for ``coverage report``, ``coverage html`` and editors.
+
+        With *branches*, the file has branches, and ``path`` with ``.json`` behind it what
+        `pybpfasm.testing.report` needs to show them. Keep the file apart from that of your Python code, where
+        building a program counts as running its lines.
+        """
         target = Path(path)
         target.unlink(missing_ok=True)
+        possible: dict[str, dict[str, list[Any]]] = {}
+        ways = self.branches() if branches else {}
         base = sqlite3.connect(target)
         try:
             with base:
                 base.executescript(_TABLES)
                 base.execute("INSERT INTO coverage_schema VALUES (?)", (_SCHEMA_VERSION,))
-                base.execute("INSERT INTO meta VALUES ('has_arcs', '0')")
+                base.execute("INSERT INTO meta VALUES ('has_arcs', ?)", (str(int(branches)),))
                 base.execute("INSERT INTO context VALUES (1, '')")
                 for number, one in enumerate(self.files(), 1):
-                    lines = one.run | (_statements(one.path) - one.lines)
-                    base.execute("INSERT INTO file VALUES (?, ?)", (number, os.path.abspath(one.path)))
-                    base.execute("INSERT INTO line_bits VALUES (?, 1, ?)", (number, _numbits(lines)))
+                    name = os.path.abspath(one.path)
+                    base.execute("INSERT INTO file VALUES (?, ?)", (number, name))
+                    if not branches:
+                        lines = one.run | (_statements(one.path) - one.lines)
+                        base.execute("INSERT INTO line_bits VALUES (?, 1, ?)", (number, _numbits(lines)))
+                        continue
+                    of_file = ways.get(one.path, {})
+                    arcs = {(-1, line) for line in one.run} | {way for way, taken in of_file.items() if taken}
+                    base.executemany("INSERT INTO arc VALUES (?, 1, ?, ?)", [(number, *arc) for arc in arcs])
+                    base.execute("INSERT INTO tracer VALUES (?, ?)", (number, _PLUGIN))
+                    possible[name] = {"lines": sorted(one.lines), "arcs": sorted(map(list, of_file))}
         finally:
             base.close()
+        if branches:
+            Path(f"{target}.json").write_text(json.dumps(possible), encoding="utf-8")
 
 
+_PLUGIN = "pybpfasm.testing.report.BpfPlugin"
 _UNCONDITIONAL = (isa.OP_CALL, isa.OP_CALLX, isa.OP_EXIT, isa.OP_JA, isa.OP_GOTOL, isa.OP_MAY_GOTO)
 
 

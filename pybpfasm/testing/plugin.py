@@ -3,7 +3,8 @@
 
 ``emulator`` is a fresh `Emulator` for a test; programs loaded into it are traced, and the report of a failing
 test ends with the Python lines that the last runs executed, with the registers that they changed.
-``--bpf-coverage[=FILE]`` writes which lines of the programs have run, in coverage.py's format.
+``--bpf-coverage[=FILE]`` writes which lines of the programs have run, in coverage.py's format, and with
+``--bpf-coverage-branch`` which ways conditional jumps went.
 """
 
 from __future__ import annotations
@@ -68,20 +69,33 @@ class _TracedEmulator(Emulator):
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add ``--bpf-coverage``."""
-    parser.getgroup("pybpfasm").addoption(
+    """Add ``--bpf-coverage`` and ``--bpf-coverage-branch``."""
+    group = parser.getgroup("pybpfasm")
+    # Not .coverage.bpf: `coverage combine` would take it in, and count every line that was built as run.
+    group.addoption(
         "--bpf-coverage",
         nargs="?",
-        const=".coverage.bpf",
+        const=".bpf-coverage",
         metavar="FILE",
-        help="write which lines of BPF programs ran in the emulator, in coverage.py's format (.coverage.bpf)",
+        help="write which lines of BPF programs ran in the emulator, in coverage.py's format (.bpf-coverage)",
+    )
+    group.addoption(
+        "--bpf-coverage-branch",
+        action="store_true",
+        help="with branches, which coverage.py shows with its plugin pybpfasm.testing.report",
     )
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Begin to collect."""
-    if config.getoption("--bpf-coverage", None):
+    if _path(config) is not None:
         config.stash[_COVERAGE] = Coverage()
+
+
+def _path(config: pytest.Config) -> str | None:
+    """The file that the coverage goes to, or ``None`` where nobody asked."""
+    path: str | None = config.getoption("--bpf-coverage", None)
+    return ".bpf-coverage" if path is None and config.getoption("--bpf-coverage-branch", False) else path
 
 
 @pytest.fixture
@@ -106,8 +120,8 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     """Write and show the coverage."""
     coverage = config.stash.get(_COVERAGE, None)
     if coverage is not None:
-        path = config.getoption("--bpf-coverage")
-        coverage.write(path)
+        path = _path(config) or ""
+        coverage.write(path, branches=bool(config.getoption("--bpf-coverage-branch")))
         terminalreporter.section("coverage of BPF programs")
         for line in coverage.report().splitlines():
             terminalreporter.line(line)

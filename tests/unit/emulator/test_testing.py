@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sqlite3
 import subprocess
@@ -149,3 +150,72 @@ def test_the_plugin_writes_coverage(suite: Path) -> None:
     shown = run(suite, "--bpf-coverage=data", "-k", "right")
     assert "coverage of BPF programs" in shown and "100%" in shown
     assert (suite / "data").is_file()
+
+
+_BRANCHES = """
+from pybpfasm import Asm, SkBuff, TcxAction, sched_cls
+
+@sched_cls()
+def small(b: Asm, ctx: SkBuff) -> None:
+    b.r2 = ctx.len
+    with b.If(b.r2 < 64):
+        b.ret(TcxAction.DROP)
+    b.r3 = ctx.mark
+    b.If((b.r3 == 7) | (b.r3 == 8)).goto("marked")
+    b.ret(TcxAction.NEXT)
+    b.label("marked")
+    b.ret(TcxAction.PASS)
+"""
+_BRANCHES_TEST = """
+import pytest
+from pybpfasm.emulator import Skb
+from small import small
+
+@pytest.mark.parametrize(("length", "mark"), [(60, 0), (100, 7)])
+def test_it(emulator, length, mark):
+    emulator.load(small.build()).run(Skb(bytes(length), mark=mark))
+"""
+
+
+def test_coverage_py_shows_lines_and_branches(suite: Path) -> None:
+    """As `coverage report` prints them; `coverage combine` does not take the file for one of its own."""
+    (suite / "test_sample.py").write_text(_BRANCHES_TEST)
+    (suite / "small.py").write_text(_BRANCHES)
+    (suite / "bpf.coveragerc").write_text("[run]\nplugins = pybpfasm.testing.report\n")
+
+    def coverage_py(*arguments: str) -> str:
+        done = subprocess.run(
+            [sys.executable, "-m", "coverage", *arguments],
+            cwd=suite,
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        return done.stdout + done.stderr
+
+    def row(shown: str) -> list[str]:
+        return next(line for line in shown.splitlines() if line.startswith("small.py")).split(maxsplit=4)
+
+    run(suite, "--bpf-coverage")
+    # Eleven statements of Python, of which the one that no packet reached has not run.
+    shown = coverage_py("report", "-m", "--data-file=.bpf-coverage")
+    assert row(shown) == ["small.py", "11", "1", "91%", "11"]
+    run(suite, "--bpf-coverage-branch")
+    options = ("--data-file=.bpf-coverage", "--rcfile=bpf.coveragerc")
+    # Seven lines of the program, two of them with two ways each, of which one only jumps.
+    name, *numbers = row(coverage_py("report", "-m", *options))
+    assert (name, numbers[:3]) == ("small.py", ["7", "1", "4"])
+    assert numbers[3].split() == ["1", "82%", "11"]
+    coverage_py("json", "-o", "report.json", *options)
+    found = json.loads((suite / "report.json").read_text())["files"]["small.py"]
+    assert sorted(found["executed_branches"]) == [[7, 8], [7, 9], [10, 13]]
+    assert found["missing_branches"] == [[10, 11]]
+    assert "No data to combine" in coverage_py("combine")
+    assert "small.py" in coverage_py("report", *options)
+
+
+def test_what_a_failing_test_shows_of_a_result_is_short() -> None:
+    result = Emulator().load(sample.build()).run(Skb(bytes(1500), mark=7))
+    assert repr(result) == "<Result 1500, r0=0x5dc, 5 instructions, packet of 1500 bytes>"
+    assert repr(result.context) == "Skb(1500 bytes, mark=7)"
