@@ -24,7 +24,7 @@ from pybpfasm.asm.branches import Label
 from pybpfasm.bitfield import BitField
 from pybpfasm.btf import Btf, BtfBuilder, BtfError, BtfType, Kind
 from pybpfasm.errors import AsmError, PybpfasmError, suggestion
-from pybpfasm.extern import Extern, kfunc
+from pybpfasm.extern import Extern
 from pybpfasm.instruction import Instruction
 from pybpfasm.isa import Alu, CallKind, Imm64
 from pybpfasm.layout import Array, Field, Nested, Scalar, Struct
@@ -37,14 +37,12 @@ __all__ = [
     "CoreKind",
     "CoreRelocation",
     "CoreResolver",
-    "Extern",
     "core_add_offset",
     "core_exists",
     "core_load",
     "core_load_bits",
     "core_offset",
     "core_size",
-    "kfunc",
 ]
 
 _NUMBER: Final = re.compile("[0-9]{1,9}")

@@ -35,7 +35,8 @@ from pybpfasm.source import CO_GENERATOR, RESUMABLE, capture, forget, raised_at,
 
 if TYPE_CHECKING:
     from pybpfasm.btf import Btf, BtfBuilder
-    from pybpfasm.core import CoreRelocation, CoreResolver, Extern
+    from pybpfasm.core import CoreRelocation, CoreResolver
+    from pybpfasm.extern import Extern
     from pybpfasm.target import Requirement, Target
 
 __all__ = [
@@ -187,7 +188,8 @@ class ProgramSpec:
     @cached_property
     def unresolved(self) -> tuple[CoreRelocation | Extern, ...]:
         """What of the program depends on the kernel's types: see `pybpfasm.core`."""
-        from pybpfasm.core import CoreRelocation, Extern
+        from pybpfasm.core import CoreRelocation
+        from pybpfasm.extern import Extern
 
         found = (insn.reference for insn in self.instructions if insn.reference is not None)
         return tuple(one for one in found if isinstance(one, (CoreRelocation, Extern)))

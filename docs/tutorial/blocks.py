@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -104,8 +105,16 @@ def run_command(text: str, folder: Path) -> str:
     return done.stdout.decode().rstrip("\n")
 
 
-def run_page(page: str, folder: Path, *, root: bool) -> Iterator[tuple[Command, str]]:
-    """Write the page's files and run its commands in order, those for root only with *root*."""
+def run_page(
+    page: str, folder: Path, *, root: bool, beside: Path | None = None
+) -> Iterator[tuple[Command, str]]:
+    """Write the page's files and run its commands in order, those for root only with *root*.
+
+    The objects in the folder *beside* the page are there as well.
+    """
+    if beside is not None and beside.is_dir():
+        for path in beside.glob("*.o"):
+            shutil.copy(path, folder)
     for block in blocks(page):
         if block.title:
             with (folder / block.title).open("a", encoding="utf-8") as file:
@@ -126,7 +135,9 @@ def write_page(path: Path) -> None:
     page = path.read_text(encoding="utf-8")
     lines = page.splitlines()
     with tempfile.TemporaryDirectory() as folder:
-        for command, printed in reversed(list(run_page(page, Path(folder), root=True))):
+        for command, printed in reversed(
+            list(run_page(page, Path(folder), root=True, beside=path.with_suffix("")))
+        ):
             if same_times(printed) != same_times(command.printed):
                 end = command.line
                 while lines[end] != "```" and not lines[end].startswith(("$ ", "# ")):

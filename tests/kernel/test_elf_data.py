@@ -16,8 +16,9 @@ from loader.elf import kernel_types, load
 from loader.errors import BpfError
 from loader.objects import Map, Program
 from pybpfasm.asm import Asm
-from pybpfasm.core import CoreError, core_exists, core_load, core_size, kfunc
+from pybpfasm.core import CoreError, core_exists, core_load, core_size
 from pybpfasm.elf import read_object, write_object
+from pybpfasm.extern import kfunc
 from pybpfasm.kernel.context import SkBuff
 from pybpfasm.kernel.enums import Helper, MapType
 from pybpfasm.layout import S32, U8, U32, U64, Bytes, Pointer, Struct

@@ -10,9 +10,10 @@ import pytest
 
 from pybpfasm import listing, text
 from pybpfasm.btf import Btf, BtfBuilder, BtfExt, Kind, unpack_line_info
-from pybpfasm.core import CoreError, CoreKind, CoreRelocation, Extern
+from pybpfasm.core import CoreError, CoreKind, CoreRelocation
 from pybpfasm.elf import ElfError, ObjectFile, read_object
 from pybpfasm.elf.reader import read_raw
+from pybpfasm.extern import Extern
 from pybpfasm.instruction import decode, encode
 from pybpfasm.isa import Imm64
 from pybpfasm.kernel.enums import BPF_F_NO_PREALLOC, BPF_F_RDONLY_PROG, MapType, ProgType

@@ -14,10 +14,10 @@ from pybpfasm.core import (
     core_load,
     core_offset,
     core_size,
-    kfunc,
 )
 from pybpfasm.elf import read_object, write_object
 from pybpfasm.errors import AsmError, LayoutError
+from pybpfasm.extern import kfunc
 from pybpfasm.isa import Imm64
 from pybpfasm.kernel.context import SkBuff
 from pybpfasm.kernel.enums import BPF_F_RDONLY_PROG, MapType

@@ -19,27 +19,42 @@ from pybpfasm.listing import text
 from pybpfasm.net import ETH_P_IP, Ethernet, Ipv4, Tcp
 from pybpfasm.program import ProgramSpec
 
-PAGE = (ROOT / "docs" / "tutorial.md").read_text(encoding="utf-8")
+# Pages whose blocks are run: how many at least, commands, and those for root.
+PAGES = {"tutorial": (21, 16, 2), "objects": (7, 4, 1)}
 
 
-def test_every_block_is_run() -> None:
+def page_of(name: str) -> str:
+    """The text of a page."""
+    return (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_every_block_is_run(name: str) -> None:
     """There is no block that looks like an example and is none."""
-    found = blocks(PAGE)
-    assert len(found) > 20
-    assert [block.info for block in found if not block.title and block.info != "console"] == []
-    assert sum(command.root for block in found if block.info == "console" for command in commands(block)) == 2
+    found = blocks(page_of(name))
+    assert len(found) >= PAGES[name][0]
+    source = [block for block in found if block.info == "c"]
+    assert [b.info for b in found if not b.title and b.info != "console"] == ["c"] * len(source)
+    for block in source:
+        # What the object beside the page was made of, but for the license above it.
+        text = (ROOT / "docs" / name / "lib.c").read_text(encoding="utf-8")
+        assert "\n".join(block.lines) in text
+    root = sum(command.root for block in found if block.info == "console" for command in commands(block))
+    assert root == PAGES[name][2]
 
 
-def test_the_page_prints_what_it_shows(tmp_path: Path) -> None:
+@pytest.mark.parametrize("page", PAGES)
+def test_the_page_prints_what_it_shows(page: str, tmp_path: Path) -> None:
     """Files and commands in order, as the reader has them."""
     shown = [
         (f"line {command.line}: {command.text}", same_times(command.printed), same_times(printed))
-        for command, printed in run_page(PAGE, tmp_path, root=False)
+        for command, printed in run_page(page_of(page), tmp_path, root=False, beside=ROOT / "docs" / page)
     ]
-    assert len(shown) > 15
+    assert len(shown) >= PAGES[page][1]
     for name, expected, printed in shown:
-        assert printed == expected, f"{name} (python -m docs.tutorial.blocks docs/tutorial.md writes it anew)"
-    assert (tmp_path / "count.svg").read_text(encoding="utf-8").startswith("<svg")
+        assert printed == expected, f"{name} (python -m docs.tutorial.blocks docs/{page}.md writes it anew)"
+    if page == "tutorial":
+        assert (tmp_path / "count.svg").read_text(encoding="utf-8").startswith("<svg")
 
 
 def test_the_runner_sees_a_difference(tmp_path: Path) -> None:
