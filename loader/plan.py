@@ -262,8 +262,8 @@ def _probe(request: Request, mode: modes.Mode, warnings: list[str]) -> tuple[Set
 
 
 def with_queue(settings: Settings, warnings: list[str]) -> Settings:
-    """Return the settings with where ``struct sock`` has the length of its receive queue, the size of its buffer
-    and whose doing that is; as they are where the length says nothing.
+    """Return the settings with where ``struct sock`` has the length of its receive queue, the size of its
+    buffer and whose doing that is; as they are where the length says nothing.
     """
     from loader.features import Feature, probe
 
