@@ -3,8 +3,7 @@
 
 A test's folder says what it needs: ``unit`` nothing, ``kernel`` a Linux kernel and the right to load programs
 into it, ``e2e`` root and Envoy as well. Where something is missing, the tests are skipped and the end of the
-run says so. With CI=true nothing may be skipped but what a probe of the kernel found unsupported: use the
-`probe_skip` fixture.
+run says so. With CI=true nothing may be skipped but what the kernel is too old for: see `tests.requires`.
 """
 
 from __future__ import annotations
@@ -13,10 +12,13 @@ import gc
 import os
 import sys
 from collections.abc import Callable, Generator, Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import pytest
+
+from tests.requires import LEFT_OUT, check
 
 HERE = Path(__file__).resolve().parent
 # No test reads or writes what this host knows of its kernel, nor do commands that it starts.
@@ -25,7 +27,6 @@ IN_CI = os.environ.get("CI", "").lower() not in ("", "0", "false")
 
 # include/uapi/linux/capability.h
 _CAPABILITIES = {"CAP_NET_ADMIN": 12, "CAP_SYS_ADMIN": 21, "CAP_PERFMON": 38, "CAP_BPF": 39}
-_PROBED = pytest.StashKey[set[str]]()
 _LEFT_OUT = pytest.StashKey[dict[str, list[str]]]()
 
 
@@ -65,8 +66,7 @@ def _suite(path: Path) -> str:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Start the two notebooks."""
-    config.stash[_PROBED] = set()
+    """Start the notebook."""
     config.stash[_LEFT_OUT] = {}
 
 
@@ -91,12 +91,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Note every skip; in CI turn it into a failure unless a probe asked for it."""
+    """Note every skip; in CI turn it into a failure unless the kernel is too old for the test."""
     report = yield
     if report.skipped and not hasattr(report, "wasxfail"):
         reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
         reason = reason.removeprefix("Skipped: ")
-        if IN_CI and item.nodeid not in item.config.stash[_PROBED]:
+        if IN_CI and LEFT_OUT not in dict(report.user_properties):
             report.outcome = "failed"
             report.longrepr = f"skipped in CI, where nothing may be left out: {reason}"
         else:
@@ -154,15 +154,13 @@ def no_leaked_bpf_descriptors(request: pytest.FixtureRequest) -> Iterator[None]:
     assert not leaked, f"left open: {leaked}"
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Leave out what this kernel is too old for, before anything is made for it."""
+    for mark in item.iter_markers("requires"):
+        check(item, *mark.args)
+
+
 @pytest.fixture
-def probe_skip(request: pytest.FixtureRequest) -> Callable[[str], NoReturn]:
-    """Skip this test, in CI too, because a probe (never a version number) found the kernel without a feature.
-
-    Call it with the reason: ``probe_skip("no TCX: BPF_LINK_CREATE answered EINVAL")``.
-    """
-
-    def skip(reason: str) -> NoReturn:
-        request.config.stash[_PROBED].add(request.node.nodeid)
-        pytest.skip(f"probed: {reason}")
-
-    return skip
+def needs(request: pytest.FixtureRequest) -> Callable[..., None]:
+    """What `requires` does, for a test that knows only while it runs what it needs: ``needs(Isa.V4)``."""
+    return partial(check, request.node)

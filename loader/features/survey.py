@@ -74,7 +74,7 @@ def _ask(kinds: Iterable[T], question: Callable[[T], Probe]) -> dict[str, Probe]
     return {kind.name: question(kind) for kind in kinds if kind.name != "UNSPEC"}
 
 
-def groups() -> Iterator[Group]:
+def groups(*, helpers: bool = True) -> Iterator[Group]:
     """Ask for everything, one group after the other. Helpers take some thousand attempts."""
     for title, asked in (("Instruction set", Isa), ("BTF", BtfPart)):
         yield Group(title, {one.value: probe(one) for one in asked}, lines=True)
@@ -83,7 +83,7 @@ def groups() -> Iterator[Group]:
     yield Group("Map types", _ask(MapType, has_map_type))
     yield Group("Attach types", _ask(AttachType, has_attach_type))
     yield Group("Link types", _ask(LinkType, has_link_type))
-    for kind in ProgType:
+    for kind in ProgType if helpers else ():
         if kind.name in programs and programs[kind.name].supported and kind not in WITH_TARGET:
             yield Group(
                 f"Helpers of {kind.name} programs", _ask(Helper, partial(has_helper, kind)), brief=True

@@ -7,18 +7,17 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
-from typing import NoReturn
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from loader.features import Isa
 from loader.objects import Program
-from loader.verifier import VerifierError
 from pybpfasm.asm import Asm
 from pybpfasm.kernel.context import SkBuff
 from pybpfasm.net import Ethernet
 from pybpfasm.program import Template, sched_cls
+from tests.requires import requires
 from tests.unit.block_trees import FUEL, VALUES, Tree, evaluate, finish, trees, write
 
 
@@ -61,7 +60,8 @@ def test_random_trees(tree: Tree, inputs: list[tuple[int, ...]]) -> None:
             assert program.test_run(packet(variables)).retval == evaluate(tree, variables)
 
 
-def test_load_acquire_and_store_release(probe_skip: Callable[[str], NoReturn]) -> None:
+@requires(Isa.LOAD_ACQUIRE)
+def test_load_acquire_and_store_release() -> None:
     """In all four sizes the kernel reads and writes just those bytes."""
 
     def sized(size: int) -> Template[[]]:
@@ -86,11 +86,5 @@ def test_load_acquire_and_store_release(probe_skip: Callable[[str], NoReturn]) -
         mask = (1 << 8 * size) - 1
         stored = 0x1234567 & mask
         high = 0 if size == 8 else 0xFFFFFFFF
-        try:
-            program = Program.load(sized(size).build())
-        except VerifierError as error:
-            if "atomic" in str(error):
-                probe_skip(f"no store_release: {error}")
-            raise
-        with program:
+        with Program.load(sized(size).build()) as program:
             assert program.test_run(packet((0, 0, 0, 0))).retval == (stored ^ high) & 0x7FFFFFFF

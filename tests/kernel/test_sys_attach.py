@@ -14,6 +14,7 @@ from loader import objects
 from loader.bpffs import BpfFs
 from loader.cgroup import Cgroup
 from loader.errors import BpfError, UsageError
+from loader.features import Feature
 from loader.netns import NetNs, interface
 from loader.objects import Link, Map, Program, attach_to_sockmap, prog_attach, prog_detach, prog_query
 from pybpfasm.asm import Asm
@@ -21,6 +22,7 @@ from pybpfasm.kernel.context import SkBuff, SkLookup, SkMsgMd, SockOps, SockOpt
 from pybpfasm.kernel.enums import AttachType, LinkType, MapType, TcxAction
 from pybpfasm.maps import MapSpec
 from pybpfasm.program import cgroup_sockopt, sched_cls, sk_lookup, sk_msg, sock_ops
+from tests.requires import requires
 
 INGRESS, EGRESS = AttachType.TCX_INGRESS, AttachType.TCX_EGRESS
 SOCKS = MapSpec("socks", MapType.SOCKHASH, 8, 8, 4)
@@ -93,6 +95,7 @@ def _reachable() -> bool:
 # --- TCX ----------------------------------------------------------------------------------------------------
 
 
+@requires(Feature.TCX)
 def test_a_tcx_link_acts_changes_atomically_and_ends_with_its_descriptor(lo: int) -> None:
     with Program.load(verdict.build(TcxAction.DROP)) as drop, Program.load(verdict.build(-1)) as go_on:
         with Link.tcx(drop, lo, INGRESS) as link:
@@ -115,6 +118,7 @@ def test_a_tcx_link_acts_changes_atomically_and_ends_with_its_descriptor(lo: int
         assert prog_query(lo, INGRESS).entries == ()
 
 
+@requires(Feature.TCX)
 def test_order_and_revision_of_tcx_links(lo: int, stack: ExitStack) -> None:
     programs = [stack.enter_context(Program.load(verdict.build(-1))) for _ in range(4)]
     a, b, c, d = programs
@@ -137,12 +141,14 @@ def test_order_and_revision_of_tcx_links(lo: int, stack: ExitStack) -> None:
     assert last.info().ifindex == 0
 
 
+@requires(Feature.TCX)
 def test_no_such_interface(netns: NetNs) -> None:
     with Program.load(verdict.build(0)) as program:
         with pytest.raises(UsageError, match="index 4711"):
             Link.tcx(program, 4711, INGRESS)
 
 
+@requires(Feature.TCX)
 def test_more_programs_than_the_first_query_has_room_for(lo: int, stack: ExitStack) -> None:
     # The kernel takes up to 64 programs at a hook, so the answer is asked for with less room here.
     from loader import sys as bpf_sys
@@ -157,6 +163,7 @@ def test_more_programs_than_the_first_query_has_room_for(lo: int, stack: ExitSta
     assert len(prog_query(lo, INGRESS).entries) == 2
 
 
+@requires(Feature.TCX)
 def test_a_pinned_link_outlives_its_maker(lo: int, bpffs: BpfFs) -> None:
     with Program.load(verdict.build(TcxAction.DROP)) as drop, Link.tcx(drop, lo, INGRESS) as link:
         link.pin(bpffs.root / "ingress")

@@ -18,7 +18,6 @@ import contextlib
 import io
 import json
 import os
-import re
 import sys
 import time
 import traceback
@@ -29,11 +28,12 @@ from pathlib import Path
 from typing import Any
 
 from loader import features
-from loader.features import Feature, Support
+from loader.features import BtfPart, Feature, Isa, Support, survey
 from loader.objects import Link, Map, Program
 from loader.playground import SERVER, SERVER6, Playground
 from loader.process import Place, call
 from tests.e2e import traffic
+from tests.requires import kernel_version
 
 PATIENCE = 12.0
 HTTP, ECHO = 8000, 9000
@@ -55,6 +55,7 @@ class Result:
 
     release: str
     features: dict[str, dict[str, Any]] = field(default_factory=dict)
+    kinds: dict[str, dict[str, str]] = field(default_factory=dict)
     programs: dict[str, int] = field(default_factory=dict)
     hooks: dict[str, str] = field(default_factory=dict)
     accelerated: bool = False
@@ -62,13 +63,6 @@ class Result:
     warnings: list[str] = field(default_factory=list)
     tests: dict[str, Any] = field(default_factory=dict)
     failures: list[str] = field(default_factory=list)
-
-
-def version(release: str) -> tuple[int, int]:
-    """Return the series of a kernel release: (6, 1) of ``6.1.0-50-amd64``."""
-    found = re.match(r"(\d+)\.(\d+)", release)
-    assert found is not None, release
-    return int(found[1]), int(found[2])
 
 
 def loader(playground: Playground, *words: str) -> tuple[int, str, str]:
@@ -99,19 +93,23 @@ def command(playground: Playground, *words: str) -> dict[str, Any]:
 
 def check_probes(result: Result) -> None:
     """Every probe has an answer, and what is missing came later than this kernel."""
-    mine = version(result.release)
-    for feature, found in features.probe_all().items():
-        result.features[feature.name] = {
-            "feature": feature.words,
-            "since": list(feature.since),
+    mine = kernel_version(result.release)
+    for one in (*Feature, *Isa, *BtfPart):
+        found = features.probe(one)
+        key = one.name if isinstance(one, Feature) else f"{type(one).__name__}.{one.name}"
+        result.features[key] = {
+            "feature": one.words,
+            "since": list(one.since),
             "support": found.support.value,
             "reason": found.reason,
         }
-        assert found.support is not Support.INCONCLUSIVE, f"{feature.name}: {found.reason}"
+        assert found.support is not Support.INCONCLUSIVE, f"{key}: {found.reason}"
         if found.support is Support.UNSUPPORTED:
-            assert mine < feature.since, (
-                f"{feature.name} came with {feature.since}, and the probe did not find it: {found.reason}"
+            assert mine < one.since, (
+                f"{key} came with {one.since}, and the probe did not find it: {found.reason}"
             )
+    for group in survey.groups(helpers=False):
+        result.kinds[group.title] = {name: found.support.value for name, found in group.answers.items()}
 
 
 def check_tcx(result: Result) -> None:
@@ -139,7 +137,7 @@ def check_tcx(result: Result) -> None:
 
     said = call(attach, Place())
     symbols = " tcx_link_attach" in Path("/proc/kallsyms").read_text()
-    present = version(result.release) >= Feature.TCX.since
+    present = kernel_version(result.release) >= Feature.TCX.since
     assert (said == "") is present, f"TCX on lo: {said or 'attached'}"
     assert symbols is present, "the kernel's symbols say otherwise about TCX"
     assert features.probe(Feature.TCX).supported is present
@@ -351,6 +349,8 @@ def main(release: str, path: str, *arguments: str) -> int:
     with contextlib.suppress(ValueError):
         resource.setrlimit(resource.RLIMIT_MEMLOCK, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
     os.environ["PYBPFASM_CACHE"] = ""  # every probe is to be tried, and the host's file left alone
+    os.environ["CI"] = "true"  # a skip is a failure, unless the kernel is too old
+    os.environ.setdefault("PYBPFASM_DIFFERENTIAL", "100")
     result = Result(release)
     parts: dict[str, Callable[[Result], None]] = {
         "probes": check_probes,
@@ -364,7 +364,7 @@ def main(release: str, path: str, *arguments: str) -> int:
     with step(result, "kernel tests"):
         from tests.kernels.chosen import run
 
-        result.tests = run(version(release), list(arguments))
+        result.tests = run(kernel_version(release), list(arguments))
         assert result.tests["failed"] == 0, f"{result.tests['failed']} kernel tests failed"
     Path(path).write_text(json.dumps(vars(result), indent=1) + "\n")
     for line in result.failures:

@@ -3,15 +3,18 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from loader import features
 from loader.features import Feature, Probe, Support
 from tests.kernels import chosen
+from tests.requires import check
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -24,45 +27,45 @@ def test_every_feature_names_the_first_version_with_it() -> None:
 
 
 @pytest.mark.parametrize(
-    ("support", "version", "fate"),
+    ("support", "release", "fate"),
     [
-        (Support.UNSUPPORTED, (6, 1), "left out"),
-        (Support.UNSUPPORTED, (6, 6), "runs"),
-        (Support.UNSUPPORTED, (6, 18), "runs"),
-        (Support.INCONCLUSIVE, (6, 1), "runs"),
-        (Support.SUPPORTED, (6, 1), "runs"),
+        (Support.UNSUPPORTED, "6.1.0-56-amd64", "left out"),
+        (Support.UNSUPPORTED, "6.5.13", "left out"),
+        (Support.UNSUPPORTED, "6.6.0", "fails"),
+        (Support.UNSUPPORTED, "6.18.44", "fails"),
+        (Support.INCONCLUSIVE, "6.1.0", "fails"),
+        (Support.SUPPORTED, "6.1.0", "runs"),
+        (Support.SUPPORTED, "6.18.44", "runs"),
     ],
 )
 def test_both_the_probe_and_the_version_leave_a_test_out(
-    monkeypatch: pytest.MonkeyPatch,
-    request: pytest.FixtureRequest,
-    support: Support,
-    version: tuple[int, int],
-    fate: str,
+    monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest, support: Support, release: str, fate: str
 ) -> None:
-    monkeypatch.setattr(features, "probe", lambda feature: Probe(feature.value, support, "because"))
-    monkeypatch.setattr(chosen, "NEEDS", (("*", Feature.TCX),))
-    plugin = chosen.Chosen(version)
-    if fate == "left out":
-        with pytest.raises(pytest.skip.Exception, match=r"no TCX links \(6\.6\): because"):
-            plugin.pytest_runtest_setup(request.node)
-        assert list(plugin.left_out.values()) == [Feature.TCX.value]
-    else:
-        plugin.pytest_runtest_setup(request.node)
-        assert plugin.left_out == {}
+    monkeypatch.setattr(features, "probe", lambda asked: Probe(asked.value, support, "because"))
+    monkeypatch.setattr(os, "uname", lambda: SimpleNamespace(release=release, sysname="Linux"))
+    counter = chosen.Counter()
+    item = request.node
+    monkeypatch.setattr(item, "user_properties", [])
+    if fate == "runs":
+        check(item, Feature.TCX)
+        assert item.user_properties == []
+        return
+    exception = {"left out": pytest.skip.Exception, "fails": pytest.fail.Exception}[fate]
+    with pytest.raises(exception, match=r"TCX links \(6\.6\).*because"):
+        check(item, Feature.TCX)
+    report = pytest.TestReport("a::b", ("a", 1, "b"), {}, "skipped", ("a", 1, "tired"), "setup")
+    report.user_properties = item.user_properties
+    counter.pytest_runtest_logreport(report)
+    left_out = fate == "left out"
+    assert counter.left_out == ({"TCX links (6.6)": 1} if left_out else {})
+    assert counter.failed == ([] if left_out else ["a::b"])
 
 
-def test_a_skip_for_another_reason_is_a_failure() -> None:
-    plugin = chosen.Chosen((6, 1))
-    report = pytest.TestReport("a::b", ("a", 1, "b"), {}, "skipped", ("a", 1, "tired"), "call")
-    plugin.pytest_runtest_logreport(report)
-    assert plugin.failed == ["a::b"]
-
-
-def test_every_pattern_names_a_chosen_file() -> None:
-    files = {name.partition("::")[0] for name in chosen.TESTS}
-    assert all((ROOT / name).is_file() for name in files)
-    assert {pattern.partition("::")[0] for pattern, _ in chosen.NEEDS} <= files
+def test_every_chosen_test_is_there() -> None:
+    for name in chosen.QUICK:
+        path, _, test = name.partition("::")
+        text = (ROOT / path).read_text()
+        assert not test or f"def {test.partition('[')[0]}(" in text, name
 
 
 def test_the_tables_say_what_the_results_say() -> None:

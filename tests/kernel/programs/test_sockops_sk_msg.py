@@ -26,12 +26,12 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import pytest
 
 from loader.cgroup import Cgroup
-from loader.features import Feature, probe
+from loader.features import Feature
 from loader.netns import NetNs
 from loader.objects import Link, Map, Program, attach_to_sockmap
 from loader.plan import with_queue
@@ -44,6 +44,7 @@ from pybpfasm.layout import U32, U64
 from pybpfasm.maps import MapSpec
 from pybpfasm.program import sock_ops
 from tests.kernel.programs.rig import Rig, add_addresses, address16, patiently
+from tests.requires import requires
 
 MARK = 4242
 SERVICE = 8000
@@ -661,6 +662,7 @@ def waiting(sock: socket.socket) -> int:
     return number[0]
 
 
+@requires(Feature.FIONREAD)
 def test_peeking_and_the_number_of_bytes_that_wait(rig: Rig) -> None:
     with connect() as pair:
         pair.envoy.sendall(b"first ")
@@ -725,11 +727,9 @@ PLENTY = 96 << 20
 
 
 @pytest.fixture
-def limited(netns: NetNs, cgroup: Cgroup, probe_skip: Callable[[str], NoReturn]) -> Iterator[Rig]:
+def limited(netns: NetNs, cgroup: Cgroup, needs: Callable[..., None]) -> Iterator[Rig]:
     """An instance that knows how long a receive queue is."""
-    found = probe(Feature.QUEUE_LENGTH)
-    if not found.supported:
-        probe_skip(found.reason)
+    needs(Feature.QUEUE_LENGTH)
     cgroup.add()
     chosen = with_queue(Settings(Ports.parse("8000,9000-9010"), queue_limit=LIMIT), [])
     with accelerated(chosen, cgroup) as made:

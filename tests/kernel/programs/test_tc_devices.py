@@ -40,6 +40,7 @@ from tests.kernel.programs import scapy_layers as scapy
 from tests.kernel.programs.frames import AH, DESTINATION, FRAGMENT, HOP_BY_HOP, Frame
 from tests.kernel.programs.oracle import ACK, SYN
 from tests.kernel.programs.rig import Rig
+from tests.requires import requires
 
 ENVOY, SERVICE = 8080, 8000
 # linux/if_tun.h
@@ -179,6 +180,7 @@ def test_headers_outside_the_linear_part(
     assert rig.moved() == {"ingress.new_flows": 1, "ingress.redirected": 1, "egress.restored": 1}
 
 
+@requires(Feature.TCX)
 def test_the_packets_of_that_test_are_not_linear(in_netns: NetNs, stack: ExitStack) -> None:
     """What the tests above rest upon: without pulling, the headers would not be in reach."""
 

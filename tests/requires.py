@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only
+"""What a test needs of the kernel, and when it may be left out for want of it.
+
+    @requires(Feature.TCX)
+    def test_…
+
+A test is left out only if a probe found the feature missing *and* this kernel is older than the first version
+with it. A probe that finds too little on a kernel that should have it, or that proves nothing, is a failure.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+
+import pytest
+
+from loader import features
+from loader.features import Asked, Support
+
+__all__ = ["LEFT_OUT", "check", "kernel_version", "requires"]
+
+LEFT_OUT = "left out"  # the property of a report that says for want of what
+
+
+def requires(*asked: Asked) -> pytest.MarkDecorator:
+    """Mark a test, or a parameter of one, as in need of features of the kernel."""
+    return pytest.mark.requires(*asked)
+
+
+def kernel_version(release: str | None = None) -> tuple[int, int]:
+    """Return the version in a kernel's release, this kernel's unless given: (6, 1) of ``6.1.0-50-amd64``."""
+    found = re.match(r"(\d+)\.(\d+)", release or os.uname().release)
+    assert found is not None, release
+    return int(found[1]), int(found[2])
+
+
+def check(item: pytest.Item, *asked: Asked) -> None:
+    """Leave a test out, or fail it, if this kernel has not what it needs."""
+    for one in asked:
+        found = features.probe(one)
+        if found.supported:
+            continue
+        if found.support is Support.UNSUPPORTED and kernel_version() < one.since:
+            item.user_properties.append((LEFT_OUT, one.value))
+            pytest.skip(f"no {one.value}: {found.reason}")
+        pytest.fail(
+            f"this kernel ({os.uname().release}) should have {one.value}, and the probe says "
+            f"{found.support.value}: {found.reason}",
+            pytrace=False,
+        )
