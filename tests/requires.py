@@ -12,18 +12,38 @@ from __future__ import annotations
 
 import os
 import re
+from dataclasses import dataclass
 
 import pytest
 
 from loader import features
-from loader.features import Asked, Support
+from loader.features import Asked, Probe, Support
+from pybpfasm.kernel.enums import ProgType
 
-__all__ = ["LEFT_OUT", "check", "kernel_version", "requires"]
+__all__ = ["LEFT_OUT", "Kfunc", "check", "kernel_version", "requires"]
 
 LEFT_OUT = "left out"  # the property of a report that says for want of what
 
 
-def requires(*asked: Asked) -> pytest.MarkDecorator:
+@dataclass(frozen=True)
+class Kfunc:
+    """A function of the kernel, called by programs of a type, and the first version with it."""
+
+    kind: ProgType
+    name: str
+    since: tuple[int, int]
+
+    @property
+    def value(self) -> str:
+        """What it is in words."""
+        return f"{self.name} in {self.kind.name} ({'.'.join(map(str, self.since))})"
+
+
+def _probe(asked: Asked | Kfunc) -> Probe:
+    return features.has_kfunc(asked.kind, asked.name) if isinstance(asked, Kfunc) else features.probe(asked)
+
+
+def requires(*asked: Asked | Kfunc) -> pytest.MarkDecorator:
     """Mark a test, or a parameter of one, as in need of features of the kernel."""
     return pytest.mark.requires(*asked)
 
@@ -35,10 +55,10 @@ def kernel_version(release: str | None = None) -> tuple[int, int]:
     return int(found[1]), int(found[2])
 
 
-def check(item: pytest.Item, *asked: Asked) -> None:
+def check(item: pytest.Item, *asked: Asked | Kfunc) -> None:
     """Leave a test out, or fail it, if this kernel has not what it needs."""
     for one in asked:
-        found = features.probe(one)
+        found = _probe(one)
         if found.supported:
             continue
         if found.support is Support.UNSUPPORTED and kernel_version() < one.since:

@@ -31,6 +31,7 @@ from pybpfasm.diagnosis import diagnose
 from pybpfasm.kernel.context import SkBuff
 from pybpfasm.kernel.enums import AttachType, Helper, ProgType
 from pybpfasm.program import ProgramSpec, sched_cls
+from tests.requires import kernel_version
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -46,6 +47,8 @@ def _module(path: Path) -> ModuleType:
 
 
 random_programs = _module(Path(__file__).with_name("random_programs.py"))
+# Older kernels word things in other ways, and allow less: what is recorded came from 6.18.
+AS_RECORDED = kernel_version() >= (6, 18)
 provoke = _module(ROOT / "tests" / "data" / "verifier" / "provoke.py")
 examples = _module(ROOT / "tests" / "unit" / "test_check.py")
 generate_rights = _module(ROOT / "scripts" / "generate_rights.py")
@@ -181,7 +184,8 @@ def test_messages_are_still_what_they_were() -> None:
     for result in provoke.run():
         found = diagnose(parse_log(result["log"]).messages)
         assert found is not None, result
-        assert found.key == result["key"], result["name"]
+        if AS_RECORDED:
+            assert found.key == result["key"], result["name"]
 
 
 @sched_cls()
@@ -228,7 +232,9 @@ def test_helpers_of_a_type_are_those_that_the_kernel_allows(
 ) -> None:
     rights = rights_of(type, attach)
     allowed = generate_rights.allowed_helpers((int(type), int(attach or 0)))
-    assert rights.helpers == frozenset(allowed)
+    assert rights.helpers is not None and rights.helpers >= frozenset(allowed)
+    if AS_RECORDED:
+        assert rights.helpers == frozenset(allowed)
     assert Helper.map_lookup_elem in allowed and Helper.override_return not in allowed
 
 

@@ -28,12 +28,14 @@ from pybpfasm.kernel.context import SkBuff
 from pybpfasm.kernel.enums import AttachType
 from pybpfasm.program import sched_cls
 from tests.kernel.instances import Outcome, Site, add_dummy, in_child, site
+from tests.patience import PATIENCE
 from tests.processes import alive
 
 __all__ = ["site"]
 
 ROOT = Path(__file__).resolve().parents[2]
 UP = ["up", "--iface", "lo", "--ports", "8000"]
+AUTO = ["--accelerate", "auto"]
 NOBODY = 65534
 _PR_CAPBSET_DROP = 24  # linux/prctl.h
 _MS_RDONLY, _MS_REMOUNT, _MS_BIND = 1, 32, 4096  # sys/mount.h
@@ -59,7 +61,7 @@ def command(*words: str, drop: Callable[[], None] | None = None) -> Outcome:
         capture_output=True,
         text=True,
         preexec_fn=drop,
-        timeout=60,
+        timeout=60 * PATIENCE,
     )
     return Outcome(result.returncode, result.stdout, result.stderr)
 
@@ -243,7 +245,7 @@ def test_another_namespace_needs_sys_admin(site: Site) -> None:
 
 
 def test_nobody_listens(site: Site) -> None:
-    outcome = site.up("--envoy-port", "8099")
+    outcome = site.up("--no-accelerate", "--envoy-port", "8099")
     assert outcome.err == (
         "warning: nothing listens on TCP port 8099, Envoy's: "
         "connections to 8000 will be refused until it does\n"
@@ -253,7 +255,7 @@ def test_nobody_listens(site: Site) -> None:
             client.connect(("127.0.0.1", 8000))
     assert site.status()["envoy"] == {"port": 8099, "listening": False, "addresses": []}
     with socket.create_server(("", 8099)):
-        assert site.up("--envoy-port", "8099").err == ""
+        assert site.up("--no-accelerate", "--envoy-port", "8099").err == ""
     with socket.create_server(("127.0.0.1", 8099)):
         assert "only 127.0.0.1 is listened on" in site.up("--envoy-port", "8099").err
 
@@ -322,7 +324,7 @@ def test_a_kernel_without_what_acceleration_needs(
     pretend_missing(monkeypatch, feature)
     outcome = site.run(*UP, "--accelerate", "always")
     refused(site, outcome, 1, "acceleration is not possible", feature.value, "--accelerate auto")
-    assert f"connections are not accelerated: this kernel lacks {feature.value}" in site.up().err
+    assert f"connections are not accelerated: this kernel lacks {feature.value}" in site.up(*AUTO).err
     assert not accelerated(site)
     site.down()
     assert site.up("--no-accelerate").err.count("accelerate") == 0
@@ -340,7 +342,7 @@ def test_a_kernel_whose_fionread_is_wrong(
 ) -> None:
     """The proxy goes on without acceleration and says so; who insists gets it, and is told what it costs."""
     pretend(monkeypatch, support, Feature.FIONREAD)
-    outcome = site.up()
+    outcome = site.up(*AUTO)
     assert "connections are not accelerated" in outcome.err
     assert says in outcome.err
     assert "--accelerate always" in outcome.err
@@ -349,7 +351,7 @@ def test_a_kernel_whose_fionread_is_wrong(
     assert says in outcome.err
     assert "not accelerated" not in outcome.err
     assert accelerated(site)
-    site.up()
+    site.up(*AUTO)
     assert not accelerated(site)
     assert "FIONREAD" not in site.up("--no-accelerate").err
 
@@ -488,7 +490,7 @@ def test_watch_goes_on_until_it_is_interrupted(site: Site) -> None:
     while opened < 3:  # three documents
         opened += process.stdout.readline() == b"{\n"
     process.send_signal(2)
-    _, err = process.communicate(timeout=10)
+    _, err = process.communicate(timeout=10 * PATIENCE)
     assert (process.returncode, err) == (130, b"interrupted\n")
 
 
@@ -543,7 +545,7 @@ def start_run(site: Site, *, temporary: Path | None = None) -> tuple[list[str], 
         stderr=subprocess.PIPE,
         text=True,
     )
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 20 * PATIENCE
     while not site.fs.instances() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)
     return words, process
@@ -559,7 +561,7 @@ def test_run_starts_envoy_and_ends_with_it(site: Site) -> None:
         assert "instance 'default' is up already" in outcome.err
     finally:
         process.terminate()
-        _, err = process.communicate(timeout=20)
+        _, err = process.communicate(timeout=20 * PATIENCE)
     assert process.returncode == 128 + 15, err
     assert "Traceback" not in err
     assert site.pins() == []
@@ -577,14 +579,14 @@ def test_run_that_is_killed_leaves_nothing(site: Site, tmp_path: Path) -> None:
         assert list(temporary.iterdir()) != []
     finally:
         process.kill()
-        _, err = process.communicate(timeout=20)  # until nobody has its standard error any more
+        _, err = process.communicate(timeout=20 * PATIENCE)  # until nobody has its standard error any more
     assert process.returncode == -9
     assert "Traceback" not in err
     assert "could not be taken down" not in err
     assert site.pins() == []
     assert site.attached() == []
     assert list(temporary.iterdir()) == []
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 10 * PATIENCE
     while any(alive(int(child)) for child in children):
         assert time.monotonic() < deadline, children
         time.sleep(0.02)

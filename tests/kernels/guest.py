@@ -18,6 +18,7 @@ import contextlib
 import io
 import json
 import os
+import subprocess
 import sys
 import time
 import traceback
@@ -351,6 +352,9 @@ def main(release: str, path: str, *arguments: str) -> int:
     os.environ["PYBPFASM_CACHE"] = ""  # every probe is to be tried, and the host's file left alone
     os.environ["CI"] = "true"  # a skip is a failure, unless the kernel is too old
     os.environ.setdefault("PYBPFASM_DIFFERENTIAL", "100")
+    os.environ.setdefault("PYBPFASM_PATIENCE", str(PATIENCE))
+    # Nobody loads it when /dev/net/tun is opened, for that is not there before.
+    subprocess.run(["modprobe", "tun"], check=False)
     result = Result(release)
     parts: dict[str, Callable[[Result], None]] = {
         "probes": check_probes,

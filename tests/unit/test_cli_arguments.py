@@ -74,6 +74,22 @@ def test_usage_errors(words: list[str], says: str, capsys: pytest.CaptureFixture
     assert len(err.splitlines()) == 2, "an error and what to do next"
 
 
+@pytest.mark.parametrize(
+    ("words", "accelerate", "insist"),
+    [
+        ([], True, False),
+        (["--accelerate", "auto"], True, False),
+        (["--accelerate", "always"], True, True),
+        (["--accelerate", "never"], False, False),
+        (["--no-accelerate"], False, False),
+    ],
+)
+def test_whether_to_accelerate(words: list[str], accelerate: bool, insist: bool) -> None:
+    parser, _ = cli._parser()
+    request = cli._request(parser.parse_args([*UP, *words]))
+    assert (request.settings.accelerate, request.insist) == (accelerate, insist)
+
+
 def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         cli.main(["--help"])
