@@ -98,9 +98,13 @@ class Stepper:
         return self.show()
 
 
-def _contexts(options: argparse.Namespace) -> list[bytes]:
+def _contexts(options: argparse.Namespace) -> list[tuple[int, bytes]]:
+    """The packets to run on, each with its number."""
     if options.pcap is not None:
-        packets = list(read_pcap(Path(options.pcap).read_bytes()))
+        try:
+            packets = list(enumerate(read_pcap(Path(options.pcap).read_bytes()), 1))
+        except EmulatorError as error:
+            raise EmulatorError(f"{options.pcap}: {error}") from None
         if options.packet is not None:
             if not 1 <= options.packet <= len(packets):
                 raise EmulatorError(
@@ -110,10 +114,10 @@ def _contexts(options: argparse.Namespace) -> list[bytes]:
         return packets
     if options.hex is not None:
         try:
-            return [bytes.fromhex(options.hex)]
+            return [(1, bytes.fromhex(options.hex))]
         except ValueError:
             raise EmulatorError(f"--hex takes bytes in hexadecimal, not {options.hex!r}") from None
-    return [Path(options.file).read_bytes()] if options.file is not None else [bytes(64)]
+    return [(1, bytes(64) if options.file is None else Path(options.file).read_bytes())]
 
 
 def _context(spec: ProgramSpec, packet: bytes, mark: int) -> Context:
@@ -166,7 +170,7 @@ def run_program(spec: ProgramSpec, options: argparse.Namespace, ask: Callable[[s
     program = emulator.load(spec)
     status = 0
     traced = options.trace or options.step
-    for number, packet in enumerate(_contexts(options), 1):
+    for number, packet in _contexts(options):
         which = f"packet {number}: " if options.pcap is not None else ""
         fault: EmulatorFault | None = None
         try:
@@ -196,6 +200,7 @@ def _step(trace: Sequence[Step], ask: Callable[[str], str]) -> None:
         try:
             answer = stepper.command(ask("> "))
         except EOFError:
+            print()
             return
         if answer is None:
             return

@@ -74,9 +74,12 @@ def test_each_packet_of_a_capture(module: str, tmp_path: Path, capsys: pytest.Ca
         "packet 2: r0 = 0x3c (60) after 7 instructions",
     ]
     assert main([f"{module}:sample", "--pcap", str(capture), "--packet", "2"]) == 0
-    assert capsys.readouterr().out.startswith("packet 1: r0 = 0x3c")
+    assert capsys.readouterr().out.startswith("packet 2: r0 = 0x3c")
     assert main([f"{module}:sample", "--pcap", str(capture), "--packet", "3"]) == 1
     assert "there is no 3" in capsys.readouterr().err
+    capture.write_bytes(b"no capture")
+    assert main([f"{module}:sample", "--pcap", str(capture)]) == 1
+    assert f"{capture}: this is no pcap file" in capsys.readouterr().err
 
 
 def test_the_trace_up_to_a_fault(module: str, capsys: pytest.CaptureFixture[str]) -> None:
