@@ -209,7 +209,10 @@ class TcpSocket(Socket):
 
 @dataclass
 class Interface:
-    """A network device: its number, its programs, and what it is connected to."""
+    """A network device: its number, its programs, and what it is connected to.
+
+    ``linear`` is how many bytes of a packet programs can reach directly before they pull in more (all: None).
+    """
 
     name: str
     ifindex: int
@@ -217,6 +220,7 @@ class Interface:
     egress: list[Program] = field(default_factory=list)
     link_header: bool = True
     offload: bool = True
+    linear: int | None = None
     peer: tuple[Host, str] | None = None
 
 
@@ -461,6 +465,7 @@ class Host:
         for program in programs:
             skb = Skb(
                 packet,
+                linear=None if interface.linear is None else min(interface.linear, len(packet)),
                 checksum="partial" if mode == "partial" else "unnecessary" if mode == "received" else "none",
                 link_header=interface.link_header,
                 ifindex=interface.ifindex,
