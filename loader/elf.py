@@ -7,15 +7,17 @@ with load(Path("filter.o").read_bytes()) as loaded:
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, Self
 
 from loader.errors import UsageError
 from loader.objects import Map, Program
-from pybpfasm.elf import ObjectFile, ObjectProgram, read_object
+from pybpfasm.elf import ObjectFile, ObjectMap, ObjectProgram, read_object
 from pybpfasm.kernel.enums import MapType, ProgType
 
 if TYPE_CHECKING:
@@ -117,6 +119,8 @@ def load(
             if name in given:
                 loaded.maps[name] = given[name]
             else:
+                if spec.config:
+                    spec = replace(spec, contents=_configured(source, spec))
                 loaded.maps[name] = loaded._stack.enter_context(Map.create(spec))
         for name, program in chosen.items():
             loaded.programs[name] = loaded._stack.enter_context(_load(program, loaded.maps))
@@ -127,6 +131,36 @@ def load(
         loaded.close()
         raise
     return loaded
+
+
+def _configured(source: ObjectFile, spec: ObjectMap) -> bytes:
+    """The values of this kernel's configuration that an object asks for."""
+    from pybpfasm.elf.kconfig import config_bytes, parse_config
+
+    release = os.uname().release
+    config: dict[str, str] = {}
+    if any(value.name.startswith("CONFIG_") for value in spec.config):
+        config = parse_config(_kernel_config(release))
+    return config_bytes(spec.config, spec.value_size, source.byteorder, release, config)
+
+
+def _kernel_config(release: str) -> str:
+    tried = [Path(f"/boot/config-{release}"), Path("/proc/config.gz")]
+    for path in tried:
+        try:
+            data = path.read_bytes()
+        except OSError:
+            continue
+        if path.suffix == ".gz":
+            import gzip
+
+            data = gzip.decompress(data)
+        return data.decode("utf-8", "replace")
+    raise UsageError(
+        "the object asks for values of the kernel's configuration, which cannot be read: there is neither "
+        + " nor ".join(map(str, tried)),
+        hint="put the kernel's configuration there, or modprobe configs",
+    )
 
 
 def _check_type(name: str, program: ObjectProgram) -> None:

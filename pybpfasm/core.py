@@ -242,7 +242,7 @@ class CoreResolver:
         """The instructions of program *name* with everything filled in that depends on the target.
 
         Raises `CoreError` for a relocation that is malformed or ambiguous, for a kernel function or variable
-        that the target doesn't have, and for a value of the kernel's configuration.
+        that the target doesn't have.
         """
         out: list[Instruction] = []
         for insn in unresolved:
@@ -255,10 +255,6 @@ class CoreResolver:
         return tuple(out)
 
     def _extern(self, program: str, insn: Instruction, extern: Extern) -> Instruction:
-        if extern.kind == "kconfig":
-            raise CoreError(
-                f"program {program} reads {extern.name} of the kernel's configuration, which is not supported"
-            )
         if extern.kind == "external":
             raise CoreError(
                 f"program {program} needs {extern.name} of another object: write it as an object and link it "

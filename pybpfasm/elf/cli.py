@@ -202,6 +202,7 @@ def _overview(raw: RawObject, found: ObjectFile) -> str:
             + (f", flags {spec.flags:#x}" if spec.flags else "")
         )
         out += [f"    [{entry}] is {target}" for entry, target in spec.initial]
+        out += [f"    +{value.offset} is {value.name}" for value in spec.config]
     if not found.maps:
         out.append("  none")
     out += ["", "sections"]

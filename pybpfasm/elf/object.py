@@ -42,13 +42,14 @@ from pybpfasm.elf.format import (
     is_data_section,
     type_of_section,
 )
+from pybpfasm.elf.kconfig import ConfigValue, config_layout
 from pybpfasm.elf.reader import RawObject, Relocation, Section, Symbol, read_raw
 from pybpfasm.elf.types import Layout, for_kernel
 from pybpfasm.errors import PybpfasmError, SourceLocation, suggestion
 from pybpfasm.extern import Extern
 from pybpfasm.instruction import SLOT_SIZE, Instruction, decode
 from pybpfasm.isa import CallKind, Imm64
-from pybpfasm.kernel.enums import BPF_F_RDONLY_PROG, AttachType, MapType, ProgType
+from pybpfasm.kernel.enums import BPF_F_MMAPABLE, BPF_F_RDONLY_PROG, AttachType, MapType, ProgType
 from pybpfasm.layout import ByteOrder
 from pybpfasm.maps import MapSpec
 from pybpfasm.program import Function, ProgramSpec, Subprogram
@@ -57,6 +58,7 @@ from pybpfasm.target import Target, check_target
 __all__ = ["ObjectFile", "ObjectFunction", "ObjectMap", "ObjectProgram", "read_object"]
 
 _NAME_LENGTH: Final = 15
+KCONFIG: Final = ".kconfig"
 # How many instruction slots the programs of an object may come to, with the functions that they share, before
 # it counts as an attempt to fill memory.
 _LEAST_BUDGET: Final = 1 << 20
@@ -67,12 +69,14 @@ class ObjectMap(MapSpec):
     """A map that an object defines, or one of its data sections.
 
     ``symbol`` is its full name; the kernel's, ``name``, is cut to 15 characters. ``pinned`` is what the
-    object asks for (``LIBBPF_PIN_BY_NAME``).
+    object asks for (``LIBBPF_PIN_BY_NAME``). ``config`` are the values of the kernel's configuration that
+    whoever loads the object puts into it (`pybpfasm.elf.kconfig`).
     """
 
     symbol: str = ""
     types: tuple[bytes, int, int] | None = field(default=None, repr=False)
     pinned: bool = False
+    config: tuple[ConfigValue, ...] = ()
 
     def btf(self, byteorder: ByteOrder = "little") -> tuple[bytes, int, int] | None:
         """The object's BTF with the type ids of key and value, or ``None`` where the kernel takes none."""
@@ -286,6 +290,7 @@ class _Reader:
         self.data: dict[int, ObjectMap] = {}  # by section
         self.code: dict[int, list[_Code]] = {}  # by section, in the order of offsets
         self.externs: dict[str, Extern] = {}
+        self.config: dict[str, int] = {}  # where the values of the kernel's configuration are in their map
         self.used_names: set[str] = set()
         self.budget = _LEAST_BUDGET
         self.written: dict[int, ObjectFunction] = {}
@@ -295,6 +300,7 @@ class _Reader:
         license = self._license()
         self._read_maps()
         self._read_data()
+        self._read_config()
         self._read_functions()
         self._initial_values()
         self._relocate()
@@ -463,6 +469,8 @@ class _Reader:
                 continue
             if section.type not in (SHT_PROGBITS, SHT_NOBITS):
                 continue
+            if section.type == SHT_NOBITS and not section.name.startswith(".bss"):
+                raise ElfError("static data that has no bytes in the file", section=section.name)
             if section.name in self.maps:
                 raise ElfError("a second data section of this name", section=section.name)
             described = None if self.kernel is None else self.kernel.by_name(section.name, Kind.DATASEC)
@@ -483,6 +491,27 @@ class _Reader:
                     f"section {section.name}: {len(section.relocations)} addresses in static data are left "
                     "as they are, 0 or an offset; libbpf does the same"
                 )
+
+    def _read_config(self) -> None:
+        section = None if self.btf is None else self.btf.by_name(KCONFIG, Kind.DATASEC)
+        if section is None or self.btf is None or self.kernel is None or not section.vlen:
+            return
+        if KCONFIG in self.maps:
+            raise ElfError("a section and a map of the kernel's configuration", section=KCONFIG)
+        weak = frozenset(s.name for s in self.raw.symbols if s.bind == STB_WEAK)
+        size, values = config_layout(self.btf, section, weak)
+        self.config = {value.name: value.offset for value in values}
+        self.maps[KCONFIG] = ObjectMap(
+            self._unique(KCONFIG),
+            MapType.ARRAY,
+            4,
+            size,
+            1,
+            BPF_F_MMAPABLE | BPF_F_RDONLY_PROG,
+            symbol=KCONFIG,
+            types=(self.kernel_btf, 0, section.id),
+            config=tuple(values),
+        )
 
     def _initial_values(self) -> None:
         section = self.raw.by_name(".maps")
@@ -640,7 +669,10 @@ class _Reader:
         if insn.opcode != isa.LD_IMM64:
             raise error(f"a relocation of an address of {symbol.name!r} is at no 64-bit load")
         if symbol.section == SHN_UNDEF:
-            code.references[slot] = self._extern(symbol, "ksym", error)
+            extern = self._extern(symbol, "ksym", error)
+            code.references[slot] = extern
+            if extern.kind == "kconfig":
+                code.references[slot] = (self.maps[KCONFIG], self.config[symbol.name])
         elif symbol.section in self.code:
             callee = self._function_at(symbol.section, symbol.value + insn.imm)
             if callee is None:
@@ -855,6 +887,11 @@ def data_layout(raw: RawObject, btf: Btf) -> Callable[[BtfType], Layout | None]:
     relocations = {relocation.offset: relocation.symbol for relocation in types.relocations}
 
     def layout(t: BtfType) -> Layout | None:
+        if t.name == KCONFIG:
+            size, values = config_layout(btf, t, frozenset())
+            offsets = {value.name: (value.offset, value.size) for value in values}
+            places = [(entry.type_id, *offsets[btf.type(entry.type_id).name]) for entry in t.entries]
+            return size, sorted(places, key=lambda place: place[1])
         section = raw.by_name(t.name)
         if section is None:
             return None

@@ -46,6 +46,7 @@ from pybpfasm.elf.format import (
     is_data_section,
     section_of,
 )
+from pybpfasm.elf.object import KCONFIG, ObjectMap
 from pybpfasm.elf.types import TypeTable
 from pybpfasm.extern import Extern
 from pybpfasm.instruction import SLOT_SIZE, Instruction, encode
@@ -124,6 +125,7 @@ class _Writer:
         self.exported: set[str] = set()  # names of functions that others may call
         self.prototypes: dict[str, int] = {}  # of those that have a declaration
         self.placed: set[str] = set()  # those of them that are written
+        self.config: dict[str, int] = {}  # types of values of the kernel's configuration
         self.externs: dict[str, tuple[Extern, int]] = {}  # with the id of its type
         self.maps = self._all_maps(maps)
 
@@ -221,6 +223,8 @@ class _Writer:
             var = self.types.add_var("_license", self.types.add_array(char, len(license)))
             self.types.add_datasec("license", len(license), [(var, 0, len(license))])
         ksyms = [type_id for extern, type_id in self.externs.values() if extern.kind != "external"]
+        if self.config:
+            self.types.add_extern_section(KCONFIG, self.config.values())
         if ksyms:
             self.types.add_extern_section(".ksyms", ksyms)
         ext = self.ext.to_bytes(self.types)
@@ -440,11 +444,6 @@ class _Writer:
 
     def _declare(self, program: ProgramSpec, extern: Extern) -> int:
         """The id of the type of what the kernel has to define."""
-        if extern.kind == "kconfig":
-            raise ElfError(
-                f"program {program.name} reads {extern.name} of the kernel's configuration, which an object "
-                "written here can't name"
-            )
         declared = extern.declaration()
         if declared is None:
             call = 'kfunc("int NAME(struct sk_buff *skb, u64 flags)")'
@@ -457,10 +456,34 @@ class _Writer:
         btf, type_id = declared
         return self.types.take(btf, [type_id])[type_id]
 
+    def _config(
+        self, program: ProgramSpec, insn: Instruction, spec: ObjectMap, section: FileSection, at: int
+    ) -> Instruction:
+        """Name a value of the kernel's configuration."""
+        value = next((one for one in spec.config if one.offset == insn.imm_high), None)
+        if value is None or spec.types is None:
+            raise ElfError(f"program {program.name} names no value of the kernel's configuration")
+        if value.name not in self.config:
+            btf = Btf.parse(spec.types[0])
+            var = next(
+                btf.type(entry.type_id)
+                for entry in btf.type(spec.types[2]).entries
+                if btf.type(entry.type_id).name == value.name
+            )
+            type_id = self.types.take(btf, [var.type_id])[var.type_id]
+            self.config[value.name] = self.types.add_var(value.name, type_id, Linkage.EXTERN)
+        self.file.symbols[f"extern {value.name}"] = FileSymbol(
+            value.name, None, 0, 0, STB_WEAK if value.weak else STB_GLOBAL, STT_NOTYPE
+        )
+        section.relocations.append((at, f"extern {value.name}", R_BPF_64_64))
+        return Instruction(insn.opcode, insn.dst)
+
     def _map_reference(
         self, program: ProgramSpec, insn: Instruction, spec: MapSpec, section: FileSection, at: int
     ) -> Instruction:
         value = insn.imm_high if insn.src == Imm64.MAP_VALUE else None
+        if isinstance(spec, ObjectMap) and spec.config:
+            return self._config(program, insn, spec, section, at)
         data = self.data_section(spec)
         if data is None:
             if value is not None:
@@ -483,6 +506,8 @@ class _Writer:
     def data_section(spec: MapSpec) -> str | None:
         """The data section that a map is written as, ``None`` for one that is defined in ``.maps``."""
         name = _map_name(spec)
+        if isinstance(spec, ObjectMap) and spec.config:
+            return KCONFIG
         if is_data_section(name) and spec.type is MapType.ARRAY and spec.max_entries == 1:
             return name
         if spec.contents is None:
@@ -493,7 +518,7 @@ class _Writer:
     def _data_sections(self) -> None:
         for spec in self.maps:
             name = self.data_section(spec)
-            if name is None:
+            if name is None or name == KCONFIG:
                 continue
             size = spec.value_size
             contents = spec.contents
