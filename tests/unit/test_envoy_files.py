@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
+pytest.importorskip("fcntl", reason="the loader is for Linux")
+
 from loader import envoy
 from loader.errors import LoaderError, UsageError
 

@@ -11,6 +11,8 @@ from types import SimpleNamespace
 
 import pytest
 
+pytest.importorskip("fcntl", reason="the loader is for Linux")
+
 from loader import features
 from loader.features import Feature, Probe, Support
 from tests.kernels import chosen

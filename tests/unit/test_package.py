@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import ast
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -29,3 +31,18 @@ def test_importing_the_package_imports_nothing_heavy() -> None:
     loaded = set(done.stdout.split())
     assert "pybpfasm" in loaded
     assert not loaded & {"pybpfasm.asm", "pybpfasm.isa", "elftools", "pyroute2", "rich", "ctypes"}
+
+
+# What of the standard library is not on every operating system.
+_POSIX = frozenset({"fcntl", "grp", "posix", "pty", "pwd", "readline", "resource", "termios", "tty"})
+
+
+def test_the_library_and_the_programs_import_nothing_that_only_some_systems_have() -> None:
+    root = Path(pybpfasm.__file__).resolve().parents[1]
+    found = []
+    for path in sorted([*(root / "pybpfasm").rglob("*.py"), *(root / "programs").rglob("*.py")]):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [one.name for one in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            found += [(path.name, name) for name in names if name.split(".")[0] in _POSIX]
+    assert found == []

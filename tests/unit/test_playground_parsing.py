@@ -7,6 +7,8 @@ import pytest
 from scapy.layers.inet import IP, TCP, UDP
 from scapy.layers.inet6 import IPv6
 
+pytest.importorskip("fcntl", reason="the loader is for Linux")
+
 from loader.application import pattern
 from loader.playground import Packet, parse_tcp
 
