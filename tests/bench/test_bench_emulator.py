@@ -107,23 +107,37 @@ def best(action: Callable[[], object]) -> float:
     return min(times)
 
 
+def straight(b: Asm, count: int) -> None:
+    b.r2 = 1
+    for _ in range(count // 4):
+        b.r2 += 7
+        b.r2 ^= 0x55
+        b.r2 <<= 1
+        b.w2 += 3
+
+
+def branchy(b: Asm, count: int) -> None:
+    b.r2 = 1
+    for number in range(count // 4):
+        b.r2 += 7
+        with b.If(b.r2 != 1 << number % 8):
+            b.r2 ^= 0x55
+        b.w2 += 3
+
+
 @pytest.mark.parametrize("what", ["translate", "run"])
-def test_time_grows_with_length(what: str) -> None:
+@pytest.mark.parametrize("shape", [straight, branchy], ids=lambda shape: shape.__name__)
+def test_time_grows_with_length(shape: Callable[[Asm, int], None], what: str) -> None:
     """What twenty times the instructions take, as a multiple of the time, is printed (-s); 20 is the best."""
 
-    def straight(count: int) -> Program:
+    def of(count: int) -> Program:
         def body(b: Asm, ctx: SkBuff) -> None:
-            b.r2 = 1
-            for _ in range(count // 4):
-                b.r2 += 7
-                b.r2 ^= 0x55
-                b.r2 <<= 1
-                b.w2 += 3
+            shape(b, count)
             b.ret(b.r2)
 
         return Emulator(engine="translate").load(sched_cls(name="long")(body).build())
 
-    short, long = straight(2_000), straight(40_000)
+    short, long = of(4_000), of(80_000)
     if what == "run":
         for program in (short, long):
             program.run(Skb(bytes(64)))
@@ -139,4 +153,4 @@ def test_time_grows_with_length(what: str) -> None:
             return action
 
         ratio = best(again(long)) / best(again(short))
-    print(f"{what}: {ratio:.1f} times the time for 20 times the instructions")
+    print(f"{shape.__name__}, {what}: {ratio:.1f} times the time for 20 times the instructions")
