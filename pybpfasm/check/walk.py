@@ -21,7 +21,6 @@ from pybpfasm.check.graph import Block, Graph, is_local_call
 from pybpfasm.check.rights import (
     MAPS_OF,
     MOVES_PACKET,
-    OWN_STACKS,
     READ_ONLY_PACKETS,
     RESULTS,
     in_words,
@@ -31,6 +30,7 @@ from pybpfasm.check.rights import (
     rights_of,
     type_name,
 )
+from pybpfasm.check.stacks import stack_sum
 from pybpfasm.instruction import Instruction
 from pybpfasm.isa import Alu, Atomic, CallKind, Imm64, Jump
 from pybpfasm.kernel.enums import BPF_F_RDONLY_PROG, BPF_F_WRONLY_PROG, Helper, MapType, ProgType
@@ -277,60 +277,13 @@ class Walk:
             self.visits[number] += 1
             self._block(blocks[number], state.copy())
         if self.certain:
-            self._sum_stacks()
+            together = stack_sum(self.spec, self.graph, self._deepest)
+            if together is not None:
+                self._fault("stack-depth", *together)
             return  # from Linux 6.3 on, whoever has CAP_PERFMON may read what was never written
         for index, message in self._never_written.items():
             if index not in self._written_after_all:
                 self._report("stack-unset", index, message, ())
-
-    def _sum_stacks(self) -> None:
-        """Add up the stacks of functions that call each other: what the verifier does at the end."""
-        graph = self.graph
-        if self.spec.type in OWN_STACKS or len(graph.functions) < 2:
-            return
-        # Each call in a function, whether anything leads there or not.
-        callees: list[dict[int, int]] = [{} for _ in graph.functions]
-        place = -1
-        for index, insn in enumerate(graph.instructions):
-            if place + 1 < len(graph.functions) and index == graph.functions[place + 1]:
-                place += 1
-            if insn.opcode == isa.OP_CALL and insn.src == CallKind.LOCAL:
-                to = graph.index_of.get(graph.slots[index] + 1 + insn.imm)
-                if to is not None and place >= 0:
-                    callees[place].setdefault(_place(graph.functions, to), index)
-        total: dict[int, int] = {}
-        state: dict[int, int] = {}
-        stack = [0]
-        while stack:
-            function = stack[-1]
-            waiting = [c for c in callees[function] if c not in total]
-            if state.get(function) and any(state.get(c) for c in waiting):
-                return  # functions that call each other in a circle are another mistake
-            state[function] = 1
-            if waiting:
-                stack += waiting
-                continue
-            stack.pop()
-            state[function] = 0
-            # Kernels round up to 16 or 32 bytes, each in its way; so much it is at least.
-            total[function] = self._deepest[function] + max((total[c] for c in callees[function]), default=0)
-        if total[0] <= _STACK:
-            return
-        function, names = 0, [self._name_of(0)]
-        index = graph.functions[0]
-        while callees[function]:
-            function, index = max(callees[function].items(), key=lambda pair: (total[pair[0]], -pair[0]))
-            names.append(self._name_of(function))
-        self._fault(
-            "stack-depth",
-            index,
-            f"the functions on this way ({', '.join(names)}) use {total[0]} bytes of stack together; "
-            f"they have {_STACK}",
-        )
-
-    def _name_of(self, place: int) -> str:
-        slot = self.graph.slots[self.graph.functions[place]]
-        return next((f.name for f in self.spec.functions if f.slot == slot), f"function_{slot}")
 
     def reached(self, number: int) -> bool:
         """Whether the walk has come to a block."""
