@@ -932,21 +932,26 @@ class _Holder(Map):
     def _set(self, key: bytes, value: Any, flags: int) -> int:
         self._accept(value)
         if self._indexed:
-            if int.from_bytes(key, self.order) >= self.max_entries:
-                return -E2BIG
             if flags != BPF_ANY:
                 return -EINVAL
+            if int.from_bytes(key, self.order) >= self.max_entries:
+                return -E2BIG
         else:
-            if flags > BPF_EXIST:
-                return -EINVAL
-            if key in self._objects and flags == BPF_NOEXIST:
-                return -EEXIST
-            if key not in self._objects and flags == BPF_EXIST:
-                return -ENOENT
+            error = self._permits(key, flags)
+            if error:
+                return error
             if key not in self._objects and len(self._objects) >= self.max_entries:
                 return -E2BIG
         self._objects[key] = value
         return 0
+
+    def _permits(self, key: bytes, flags: int) -> int:
+        """The errno of flags that do not go with what is there, or 0."""
+        if flags > BPF_EXIST:
+            return -EINVAL
+        if key in self._objects and flags == BPF_NOEXIST:
+            return -EEXIST
+        return -ENOENT if key not in self._objects and flags == BPF_EXIST else 0
 
     def _accept(self, value: Any) -> None:
         raise NotImplementedError
@@ -994,6 +999,37 @@ class Redirects(_Holder):
     @property
     def _indexed(self) -> bool:
         return self.type is not MapType.DEVMAP_HASH
+
+    def _permits(self, key: bytes, flags: int) -> int:
+        # __dev_map_hash_update_elem does not look for BPF_EXIST.
+        if self.type is MapType.DEVMAP_HASH and flags == BPF_EXIST:
+            return 0
+        return super()._permits(key, flags)
+
+    def _set(self, key: bytes, value: Any, flags: int) -> int:
+        if not self._indexed:
+            return super()._set(key, value, flags)
+        self._accept(value)
+        if flags > BPF_EXIST:
+            return -EINVAL
+        if int.from_bytes(key, self.order) >= self.max_entries:
+            return -E2BIG
+        if self.type is MapType.XSKMAP:
+            error = self._permits(key, flags)
+            if error:
+                return error
+        elif flags == BPF_NOEXIST:
+            return -EEXIST  # every index exists, whether or not there is something
+        self._objects[key] = value
+        return 0
+
+    def remove(self, key: bytes) -> int:
+        if not self._indexed:
+            return super().remove(key)
+        if int.from_bytes(key, self.order) >= self.max_entries:
+            return -EINVAL
+        self._objects.pop(key, None)
+        return 0
 
     def _accept(self, value: Any) -> None:
         if not isinstance(value, int):

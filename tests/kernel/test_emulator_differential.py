@@ -14,11 +14,11 @@ import random
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import pytest
 
@@ -70,7 +70,7 @@ from pybpfasm.kernel.enums import (
     MapType,
     ProgType,
 )
-from pybpfasm.layout import U32, U64, Bytes, Struct
+from pybpfasm.layout import U32, U64, Bytes, Nested, Struct
 from pybpfasm.maps import MapSpec
 from pybpfasm.net import TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN
 from pybpfasm.text import assemble
@@ -556,6 +556,20 @@ class Prefix(Struct):
     data = Bytes(4)
 
 
+class SpinLock(Struct, kernel_name="bpf_spin_lock"):
+    """``struct bpf_spin_lock``."""
+
+    value = U32()
+
+
+class Locked(Struct):
+    """A value with a spin lock, which BPF_F_LOCK takes."""
+
+    lock = Nested(SpinLock)
+    pad = U32()
+    number = U64()
+
+
 # Operations of user space on maps of every type that both have: the same results and errno values.
 _MAP_SPECS = (
     MapSpec("hash", MapType.HASH, U32(), U64(), 3),
@@ -567,6 +581,8 @@ _MAP_SPECS = (
     MapSpec("stack", MapType.STACK, None, U64(), 3),
     MapSpec("trie", MapType.LPM_TRIE, Prefix, U64(), 3, flags=BPF_F_NO_PREALLOC),
     MapSpec("lru", MapType.LRU_HASH, U32(), U64(), 4096),
+    MapSpec("locked", MapType.HASH, U32(), Locked, 3),
+    MapSpec("locked_array", MapType.ARRAY, U32(), Locked, 3),
 )
 
 
@@ -596,7 +612,10 @@ def test_map_operations(spec: MapSpec) -> None:
             kind = rng.choice(("update", "lookup", "delete") if keyed else ("update", "lookup", "pop"))
             arguments: tuple[Any, ...] = (key,)
             if kind == "update":
-                arguments = (key, rng.getrandbits(64), rng.choice((0, 0, 0, 1, 2, 3, 4, 5, 8)))
+                value: Any = rng.getrandbits(64)
+                if spec.value is Locked:
+                    value = {"number": value}
+                arguments = (key, value, rng.choice((0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8)))
             elif kind == "pop":
                 arguments = ()
             results = [_attempt(one, kind, arguments) for one in (ours, kernels)]
@@ -605,6 +624,65 @@ def test_map_operations(spec: MapSpec) -> None:
         if keyed:
             assert sorted(map(repr, ours.keys())) == sorted(map(repr, kernels.keys()))
     assert errors["fine"] > 100 and len(errors) > 2, errors
+
+
+# Maps of what is no plain memory; a value of the kernel's is a descriptor or the number of ``lo``.
+_OBJECTS = (
+    MapSpec("programs", MapType.PROG_ARRAY, U32(), U32(), 2),
+    MapSpec("maps", MapType.ARRAY_OF_MAPS, U32(), U32(), 2, inner=INNER[0]),
+    MapSpec("hashed", MapType.HASH_OF_MAPS, U32(), U32(), 2, inner=INNER[0]),
+    MapSpec("devices", MapType.DEVMAP, U32(), U32(), 2),
+    MapSpec("devs_hashed", MapType.DEVMAP_HASH, U32(), U32(), 2),
+)
+
+
+@pytest.mark.parametrize("spec", _OBJECTS, ids=lambda spec: spec.type.name)
+def test_operations_on_maps_of_objects(spec: MapSpec) -> None:
+    rng = random.Random(SEED)
+    emulator = Emulator()
+    ours = emulator.map(spec)
+    outcomes: Counter[object] = Counter()
+    with ExitStack() as stack:
+
+        def keep(fd: int) -> int:
+            stack.callback(os.close, fd)
+            return fd
+
+        inner = keep(create(INNER[0]))
+        fd = keep(create(spec, inner if spec.inner is not None else 0))
+        theirs, value = 1, cast(Any, 1)
+        if spec.type is MapType.PROG_ARRAY:
+            ending = bare(assemble("r0 = 0\nexit"), "ending")
+            ending.type = ProgType.SCHED_CLS
+            theirs, value = (
+                keep(prog_load(ending.type, ending.code(), license="GPL").fd),
+                emulator.load(ending),
+            )
+        elif spec.inner is not None:
+            theirs, value = inner, emulator.map(INNER[0])
+        for _ in range(150):
+            key, flags = rng.randrange(4), rng.choice((0, 0, 0, 1, 2, 3, 4))
+            raw = key.to_bytes(4, sys.byteorder)
+            if rng.random() < 0.6:
+                found = _attempt(ours, "update", (key, value, flags))
+                wanted = _errno(map_update, fd, raw, theirs.to_bytes(4, sys.byteorder), flags)
+            else:
+                found = _attempt(ours, "delete", (key,))
+                # A map says whether there was something, the system call says ENOENT.
+                found = ("errno", 2) if found is False else None if found is True else found
+                wanted = _errno(map_delete, fd, raw)
+            assert found == wanted, (key, flags)
+            outcomes[found] += 1
+    assert len(outcomes) > 2, outcomes
+
+
+def _errno(call: Callable[..., object], *arguments: Any) -> object:
+    """``None``, or the errno of a system call."""
+    try:
+        found = call(*arguments)
+    except BpfError as error:
+        return ("errno", error.errno)
+    return ("errno", 2) if found is False else None
 
 
 # What each type of program may read and write of its context: the verifier's opinion on every access.
