@@ -503,6 +503,8 @@ class Template(Generic[P]):
             slot += body.slots
             # Each right before what else its caller calls: the order in which libbpf lays them out.
             waiting[:0] = body._calls
+            body._release()
+        main._release()
         if entries:
             at = 0
             for insn in instructions:

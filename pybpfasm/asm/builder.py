@@ -490,6 +490,11 @@ class Asm:
             self._code, _, self._caller = origin
         return origin
 
+    def _release(self) -> None:
+        """Let go of the instructions. The assembler and its registers refer to each other, so what it holds
+        stays until the garbage collector comes by."""
+        self._body, self._wides, self._referring = [], [], []
+
     def _forget(self) -> None:
         """Let go of the frame that wrote last."""
         self._writer = self._code = self._caller = None
