@@ -13,6 +13,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -154,6 +155,30 @@ def test_structures_are_flattened(tmp_path: Path) -> None:
     assert classes['class SockTuple(Struct, kernel_name="bpf_sock_tuple", size=4)'] == (
         "    ipv4 = Nested(SockTupleV4, at=0)\n"
     )
+
+
+def test_bit_fields_of_contexts(tmp_path: Path) -> None:
+    """With the bits that BTF gives them; padding has no name and is left out."""
+    small = Small()
+    b = small.builder
+    u8 = b.add_int("unsigned char", 1)
+    flags = b.add_struct("", 4, [("kind", small.u32, 0, 5), ("", small.u32, 5, 3), ("rest", small.s32, 8, 9)])
+    sock = b.add_struct("bpf_sock", 12, [("mark", small.u32, 0, 0), ("", flags, 32, 0), ("one", u8, 71, 1)])
+    small.enumerations()
+    small.structures(BpfSock=sock)
+    assert small.run(tmp_path) == 0
+    text = (tmp_path / "context.py").read_text()
+    assert "from pybpfasm.layout import S32, U8, U32, Struct\n" in text
+    assert (
+        "    mark = U32(at=0)\n"
+        "    kind = U32.bits(5, at_bit=32)\n"
+        "    rest = S32.bits(9, at_bit=40)\n"
+        "    one = U8.bits(1, at_bit=71)\n"
+    ) in text
+    names: dict[str, Any] = {}
+    exec(text, names)
+    found = names["BpfSock"].unpack(bytes.fromhex("01000000 1affff01 80000000"), byteorder="little")
+    assert found.as_dict() == {"mark": 1, "kind": 0x1A, "rest": -1, "one": 1}
 
 
 def test_check_tells_a_stale_file_from_a_current_one(
