@@ -48,6 +48,8 @@ class BitField(Field):
         top = base.size * 8
         if not isinstance(width, int) or not 0 <= width <= top:
             raise LayoutError(f"a bit field of {base.c_type} has 1 to {top} bits, not {width}")
+        if at is not None and at_bit is not None:
+            raise LayoutError("a bit field starts at a byte, at=, or at a bit, at_bit=")
         super().__init__(base.size, base.align, at=at)
         self.base = base
         self.width = width

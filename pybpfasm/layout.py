@@ -19,7 +19,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Self, TypeVar, overload
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, NoReturn, Self, TypeVar, overload
 
 from pybpfasm.errors import AsmError, LayoutError, suggestion
 from pybpfasm.source import capture, resolve
@@ -66,6 +66,8 @@ class Field:
     is_whole: ClassVar[bool] = True  # of bytes, no bit field
 
     def __init__(self, size: int, align: int, *, at: int | None = None) -> None:
+        if at is not None and not isinstance(at, int):
+            raise LayoutError(f"at= is an offset in bytes, not {at!r}")
         self.size = size
         self.align = align
         self.at = at
@@ -189,6 +191,15 @@ class Scalar(Field):
         return builder.add_typedef(self.c_name, base)
 
 
+def _fields_word(value: object) -> str:
+    """How *value* is written as a field."""
+    if isinstance(value, type) and issubclass(value, Struct):
+        return f"Nested({value.__name__})"
+    if isinstance(value, type) and issubclass(value, Field):
+        return f"{value.__name__}(…)" if issubclass(value, (Array, Nested)) else f"{value.__name__}()"
+    return f"not {value!r}"
+
+
 _C_INT = {
     (1, False): "unsigned char",
     (2, False): "unsigned short",
@@ -299,6 +310,11 @@ class Pointer(Scalar):
     __slots__ = ()
     _size, _c_name = 8, "void *"
 
+    @classmethod
+    def bits(cls, width: int, *, at: int | None = None, at_bit: int | None = None) -> NoReturn:
+        """There are no bit fields of pointers."""
+        raise LayoutError("a bit field is of an integer type, not of a pointer: U64.bits(…)")
+
     def btf(self, builder: BtfBuilder) -> int:
         return builder.add_ptr(0)
 
@@ -397,8 +413,10 @@ class Array(Field):
     __slots__ = ("count", "element")
 
     def __init__(self, element: Field, count: int, *, at: int | None = None) -> None:
-        if count < 0:
-            raise LayoutError(f"an array can't have {count} elements")
+        if not isinstance(element, Field):
+            raise LayoutError(f"an array takes a field for its elements: {_fields_word(element)}")
+        if not isinstance(count, int) or count < 0:
+            raise LayoutError(f"an array can't have {count!r} elements")
         if not element.is_whole:
             raise LayoutError("an array can't have bit fields for elements: make a structure of them")
         super().__init__(element.size * count, element.align, at=at)
@@ -470,6 +488,8 @@ class Nested(Field, Generic[S]):
     __slots__ = ("struct",)
 
     def __init__(self, struct: type[S], *, at: int | None = None) -> None:
+        if not (isinstance(struct, type) and issubclass(struct, Struct)):
+            raise LayoutError(f"Nested takes the class of a structure, not {struct!r}")
         super().__init__(struct.sizeof, struct.alignof, at=at)
         self.struct = struct
 
@@ -594,6 +614,7 @@ class Struct:
         align = max((f.align for f in fields.values()), default=1)
         for name, field in list(vars(cls).items()):
             if not isinstance(field, Field):
+                cls._no_field(name, field)
                 continue
             if name in _RESERVED:
                 raise LayoutError(f"{cls.__name__}: {name!r} can't be a field name, Struct itself uses it")
@@ -625,10 +646,24 @@ class Struct:
         cls.kernel_name = kernel_name or cls.__name__
 
     @classmethod
+    def _no_field(cls, name: str, value: object) -> None:
+        """Complain of what looks like a field and would be left out."""
+        if name == "__annotations__":
+            assert isinstance(value, dict)
+            for other, annotation in value.items():
+                if other not in vars(cls) and "ClassVar" not in str(annotation):
+                    raise LayoutError(f"{cls.__name__}.{other} has a type and no value: {other} = U32()")
+        elif isinstance(value, type) and issubclass(value, (Field, Struct)) and value.__name__ != name:
+            raise LayoutError(f"{cls.__name__}.{name} is a class: {name} = {_fields_word(value)}")
+
+    @classmethod
     def _place(cls, name: str, field: Field, end: int, packed: bool) -> int:
         """Give *field* its offset; returns the bit behind it."""
         try:
-            return field.place(name, end, packed)
+            behind = field.place(name, end, packed)
+            if cls._overlays and field.offset:
+                raise LayoutError(f"a field of a union starts at byte 0, not at {field.offset}")
+            return behind
         except LayoutError as error:
             raise LayoutError(f"{cls.__name__}.{name}: {error}") from None
 

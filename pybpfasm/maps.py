@@ -80,6 +80,8 @@ class MapSpec:
         if self.max_entries < 0 or self.max_entries > 0xFFFFFFFF:
             raise LayoutError(f"map {self.name}: max_entries={self.max_entries} does not fit 32 bits")
         for member in (self.key, self.value):
+            if isinstance(member, type) and not issubclass(member, Struct):
+                raise LayoutError(f"map {self.name}: a key or value is written {member.__name__}()")
             if isinstance(member, Field) and not member.is_whole:
                 raise LayoutError(f"map {self.name}: a bit field is no key or value; a structure of them is")
         if self.contents is not None:

@@ -217,6 +217,8 @@ class Asm:
         byteorder: ByteOrder = "little",
         target: str | Target | None = None,
     ) -> None:
+        if byteorder not in ("little", "big"):
+            raise AsmError(f"a byte order is 'little' or 'big', not {byteorder!r}", resolve(capture(None, 2)))
         self.name = name
         self.target = None if target is None else _target(target)
         self.byteorder: ByteOrder = byteorder
@@ -292,8 +294,8 @@ class Asm:
 
         Their contents are not set.
         """
-        if size < 1:
-            raise self._error(f"{size} bytes of stack can't be had: at least 1")
+        if not isinstance(size, int) or size < 1:
+            raise self._error(f"{size!r} bytes of stack can't be had: at least 1")
         taken = self._stack + -(-size // 8) * 8
         if taken > STACK_LIMIT:
             raise self._error(

@@ -7,7 +7,8 @@ import ctypes
 import re
 import sys
 import types
-from typing import Any
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 import pytest
 from hypothesis import given, settings
@@ -17,7 +18,24 @@ from pybpfasm import layout
 from pybpfasm.asm import Asm, Mem
 from pybpfasm.btf import Btf, BtfBuilder
 from pybpfasm.errors import AsmError, LayoutError
-from pybpfasm.layout import U8, U16, U32, U64, Array, Be16, Be32, Bytes, Field, Nested, Record, Struct
+from pybpfasm.kernel.enums import MapType
+from pybpfasm.layout import (
+    U8,
+    U16,
+    U32,
+    U64,
+    Array,
+    Be16,
+    Be32,
+    Bytes,
+    Field,
+    Nested,
+    Pointer,
+    Record,
+    Struct,
+    Union,
+)
+from pybpfasm.maps import MapSpec
 
 # The fields of both languages, with the range of their values.
 SCALARS: dict[str, tuple[type[layout.Scalar], Any, bool]] = {
@@ -301,3 +319,51 @@ def test_scalars_of_the_network() -> None:
     for byteorder in ORDERS:
         packed = Header.pack(port=8080, source=0x0A000014, byteorder=byteorder)
         assert packed == b"\x1f\x90\0\0\x0a\0\0\x14"
+
+
+LEFT_OUT: dict[str, tuple[Callable[[], object], str]] = {
+    "without parentheses": (lambda: new("S", Struct, a=U8), "S.a is a class: a = U8()"),
+    "without Nested": (lambda: new("S", Struct, a=Inner), "S.a is a class: a = Nested(Inner)"),
+    "a type only": (
+        lambda: new("S", Struct, __annotations__={"a": "U8"}),
+        "S.a has a type and no value: a = U32()",
+    ),
+    "a class in an array": (lambda: Array(U8, 3), "takes a field for its elements: U8()"),  # type: ignore[arg-type]
+    "a structure in an array": (lambda: Array(Inner, 3), "takes a field for its elements: Nested(Inner)"),  # type: ignore[arg-type]
+    "a count that is none": (lambda: Array(U8(), "3"), "an array can't have '3' elements"),  # type: ignore[arg-type]
+    "a field in Nested": (lambda: Nested(U8()), "Nested takes the class of a structure, not"),  # type: ignore[arg-type]
+    "an offset that is none": (lambda: U8(at="1"), "at= is an offset in bytes, not '1'"),  # type: ignore[arg-type]
+    "an offset in a union": (lambda: new("V", Union, a=U8(at=1)), "V.a: a field of a union starts at byte 0"),
+    "two places": (lambda: U8.bits(3, at=1, at_bit=8), "starts at a byte, at=, or at a bit, at_bit="),
+    "bits of a pointer": (lambda: Pointer.bits(3), "of an integer type, not of a pointer"),
+    "a key's class": (
+        lambda: MapSpec("m", MapType.HASH, U32, 4, 1),  # type: ignore[arg-type]
+        "map m: a key or value is written U32()",
+    ),
+}
+
+
+def new(name: str, base: type[Struct], **namespace: object) -> type:
+    """A class with these in its body."""
+    return type(name, (base,), namespace)
+
+
+@pytest.mark.parametrize("name", LEFT_OUT)
+def test_what_looks_like_a_field_is_not_left_out(name: str) -> None:
+    """It is an error where it is declared, and says how it is written."""
+    declare, message = LEFT_OUT[name]
+    with pytest.raises(LayoutError, match=re.escape(message)):
+        declare()
+
+
+def test_classes_within_structures() -> None:
+    """A structure that is only used in another one may be declared there."""
+
+    class Outer(Struct):
+        class Part(Struct):
+            x = U8()
+
+        limit: ClassVar[int] = 5
+        part = Nested(Part)
+
+    assert list(Outer.fields) == ["part"]
