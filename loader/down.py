@@ -15,7 +15,7 @@ from loader.bpffs import remove_tree
 from loader.capabilities import missing_capabilities
 from loader.errors import CapabilityError, LoaderError
 from loader.holders import FilterHolder, Holder, has_clsact
-from loader.instance import Instance, removal_rank
+from loader.instance import Instance, namespaces, removal_rank
 from loader.modes import Target
 from loader.netns import Interface, NetNs
 from loader.objects import Program
@@ -95,9 +95,12 @@ def _dismantle(directory: Path) -> list[str]:
     with Instance(directory) as instance:
         for key in sorted(instance.holders, key=removal_rank):
             instance.holders[key].remove()
+        filtered = [one for one in instance.interfaces if one.method == "clsact"]
         if not instance.complete:
-            _remove_orphans(instance.name)
-        lost = [one.name for one in instance.interfaces if one.method == "clsact" and instance.netns is None]
+            found = _remove_orphans(instance)
+            lost = [one.name for one in filtered if one.ifindex not in found]
+        else:
+            lost = [one.name for one in filtered if instance.netns is None]
         # A socket holds the sk_msg program, which holds the map, which holds the socket.
         kept = sum(one.count() for one in instance.maps.values() if one.type is MapType.SOCKHASH)
     remove_tree(directory)
@@ -115,10 +118,28 @@ def _dismantle(directory: Path) -> list[str]:
     return warnings
 
 
-def _remove_orphans(name: str) -> None:
-    """Remove the filters of an instance that cannot say any more where they are, in this namespace."""
-    for index, _ in socket.if_nameindex():
-        if has_clsact(index):
-            with NetNs.current() as netns:
+def _remove_orphans(instance: Instance) -> set[int]:
+    """Remove the filters of an instance that cannot say where they are; return the interfaces that had some.
+
+    They are looked for in every network namespace that can be found. In this one the name tells them, in
+    others the program as well: there may be an instance of the same name, pinned elsewhere.
+    """
+    programs = {one.id for one in instance.programs.values()}
+    made = {one.ifindex: bool(one.made_qdisc) for one in instance.interfaces}
+    touched: set[int] = set()
+    if any(link.info().ifindex is not None for link in instance.links.values()):
+        return touched  # its hooks on interfaces are links
+    for place in namespaces(None):
+        with contextlib.suppress(LoaderError, OSError), NetNs.open(place) as netns, netns.entered():
+            for index, _ in socket.if_nameindex():
+                if not has_clsact(index):
+                    continue
                 for attach_type in (AttachType.TCX_INGRESS, AttachType.TCX_EGRESS):
-                    FilterHolder.of(index, attach_type, name, netns, made_qdisc=False).remove()
+                    one = FilterHolder.of(
+                        index, attach_type, instance.name, netns, made_qdisc=made.get(index, False)
+                    )
+                    there = one.program_id()
+                    if there in programs or (place is None and there != 0):
+                        one.remove()
+                        touched.add(index)
+    return touched

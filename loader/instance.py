@@ -35,7 +35,7 @@ from pybpfasm.errors import PybpfasmError
 from pybpfasm.kernel.enums import AttachType
 from pybpfasm.layout import Record
 
-__all__ = ["Attached", "Instance", "open_instance", "removal_rank"]
+__all__ = ["Attached", "Instance", "namespaces", "open_instance", "removal_rank"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +118,9 @@ class Instance:
 
     def _read_state(self) -> None:
         try:
+            # First: this layout has never changed, and tells `down` of an instance of another version.
+            with Map.from_pin(self.path / "interfaces", state_map("interfaces", InterfaceValue, 1)) as found:
+                self.interfaces = tuple(found.values())
             with Map.from_pin(self.path / "settings", state_map("settings", SettingsValue, 1)) as found:
                 self.raw_settings = found.lookup_raw(bytes(4)) or b""
             value = SettingsValue.unpack(self.raw_settings)
@@ -125,8 +128,6 @@ class Instance:
                 return
             with Map.from_pin(self.path / "ports", state_map("ports", PortRange, 1)) as found:
                 ranges = tuple((one.first, one.last) for one in found.values())
-            with Map.from_pin(self.path / "interfaces", state_map("interfaces", InterfaceValue, 1)) as found:
-                self.interfaces = tuple(found.values())
             self.mode = modes.get(value.mode)
             settings = settings_of(value, ranges)
         except CapabilityError:
@@ -232,7 +233,7 @@ def _namespace_of(instance: Instance) -> NetNs | None:
     """Open the network namespace of an instance, by what it was called and by looking for it, or None."""
     if instance.value is None:
         return None
-    for candidate in _namespaces(instance.value.netns or None):
+    for candidate in namespaces(instance.value.netns or None):
         try:
             netns = NetNs.open(candidate)
         except LoaderError:
@@ -251,7 +252,7 @@ def _has_cookie(netns: NetNs, cookie: int) -> bool:
         return False
 
 
-def _namespaces(first: str | None) -> Iterator[str | None]:
+def namespaces(first: str | None) -> Iterator[str | None]:
     """Where a network namespace can be found: as it was called, ours, the named ones, those of processes."""
     if first is not None:
         yield first

@@ -8,7 +8,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -638,6 +638,30 @@ def test_filters_of_a_damaged_instance_are_found(site: Site, monkeypatch: pytest
     assert "take that instance down first" in outcome.err
     site.down()
     assert filters_of(1) == []
+    assert clsact_interfaces() == []
+
+
+def test_an_instance_of_another_version_in_another_namespace(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its settings cannot be read; its filters must not stay, and not take along those of a namesake."""
+    monkeypatch.setenv("PYBPFASM_ATTACH", "clsact")
+    with closing(Namespace("there")) as there, closing(Namespace("elsewhere")) as elsewhere:
+        site.up("--netns", there.path)
+        (site.fs.path("default") / "settings").unlink()
+        (site.fs.base / "default").rename(site.fs.base / "aside")
+        site.up("--netns", elsewhere.path)
+        (site.fs.base / "default").rename(site.fs.base / "namesake")
+        (site.fs.base / "aside").rename(site.fs.base / "default")
+        assert site.down().err == ""
+        with there.enter():
+            assert filters_of(1) == [] and clsact_interfaces() == []
+        with elsewhere.enter():
+            assert len(filters_of(1)) == 2
+        (site.fs.base / "namesake").rename(site.fs.base / "default")
+        site.down()
+        with elsewhere.enter():
+            assert filters_of(1) == [] and clsact_interfaces() == []
 
 
 def filters_of(ifindex: int) -> list[str]:
