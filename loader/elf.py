@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Final, Self
 
 from loader.errors import UsageError
 from loader.objects import Map, Program
+from loader.vmlinux import kernel_symbol, kernel_types
 from pybpfasm.elf import ObjectFile, ObjectMap, ObjectProgram, read_object
 from pybpfasm.kernel.enums import MapType, ProgType
 
@@ -25,41 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = ["LoadedObject", "kernel_symbol", "kernel_types", "load"]
 
-VMLINUX: Final = Path("/sys/kernel/btf/vmlinux")
-_ATTACHED_BY_TYPE: Final = frozenset({ProgType.TRACING, ProgType.LSM, ProgType.EXT, ProgType.STRUCT_OPS})
-KALLSYMS: Final = Path("/proc/kallsyms")
-
-
-def kernel_types() -> Btf:
-    """The running kernel's own BTF; raises `UsageError` where the kernel was built without it."""
-    from pybpfasm.btf import Btf
-
-    try:
-        return Btf.parse(VMLINUX.read_bytes())
-    except OSError as error:
-        raise UsageError(
-            f"this kernel shows no types of its own: {error}",
-            hint="CO-RE and kernel functions need a kernel with CONFIG_DEBUG_INFO_BTF=y",
-        ) from None
-
-
-def kernel_symbol(name: str) -> int | None:
-    """The address of a symbol of the running kernel, ``None`` where it has none of this name.
-
-    Raises `UsageError` where the kernel hides addresses (``kernel.kptr_restrict``).
-    """
-    wanted = f" {name}\n", f" {name}\t"  # the latter for one of a module
-    with KALLSYMS.open(encoding="ascii", errors="replace") as lines:
-        for line in lines:
-            if wanted[0] in line or wanted[1] in line:
-                address = int(line.partition(" ")[0], 16)
-                if not address:
-                    raise UsageError(
-                        "the kernel hides the addresses of its symbols",
-                        hint="be root, with the sysctl kernel.kptr_restrict below 2",
-                    )
-                return address
-    return None
+_ATTACHED_BY_TYPE: Final = frozenset({ProgType.EXT, ProgType.STRUCT_OPS})
 
 
 class LoadedObject:

@@ -343,6 +343,12 @@ class LinkCreateAttr(ctypes.Structure):
     ]
 
 
+class RawTracepointAttr(ctypes.Structure):
+    """``union bpf_attr`` for RAW_TRACEPOINT_OPEN."""
+
+    _fields_: ClassVar[_Fields] = [("name", _u64), ("prog_fd", _u32), ("cookie", _u64)]
+
+
 class LinkUpdateAttr(ctypes.Structure):
     """``union bpf_attr`` for LINK_UPDATE."""
 
@@ -710,6 +716,7 @@ def prog_load(
     line_info_rec_size: int = 16,
     log_level: int = 0,
     log_size: int = 0,
+    attach_btf_id: int = 0,
 ) -> ProgLoadResult:
     """PROG_LOAD once. Does not raise for a failure of the kernel's: the result carries it with the log."""
     insns = _buffer(code)
@@ -728,6 +735,7 @@ def prog_load(
         prog_flags=flags,
         prog_name=object_name(name),
         expected_attach_type=expected_attach_type,
+        attach_btf_id=attach_btf_id,
     )
     if btf_fd > 0 and func_buffer is not None:
         attr.prog_btf_fd = btf_fd
@@ -896,6 +904,13 @@ def link_create(
     attr.of.relative.relative_fd = relative
     attr.of.relative.expected_revision = expected_revision
     return bpf(Cmd.LINK_CREATE, attr, what)
+
+
+def raw_tracepoint_open(prog_fd: int, name: str = "", *, what: str = "") -> int:
+    """RAW_TRACEPOINT_OPEN: attach to the tracepoint *name*, or to what the program was loaded for."""
+    buffer = ctypes.create_string_buffer(name.encode("utf-8"))
+    attr = RawTracepointAttr(ctypes.addressof(buffer) if name else 0, prog_fd)
+    return bpf(Cmd.RAW_TRACEPOINT_OPEN, attr, what)
 
 
 def link_update(link_fd: int, new_prog_fd: int, *, flags: int = 0, old_prog_fd: int = 0) -> None:

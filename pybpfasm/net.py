@@ -21,6 +21,7 @@ AF_INET6: Final = 10
 IPPROTO_HOPOPTS: Final = 0
 IPPROTO_ICMP: Final = 1
 IPPROTO_TCP: Final = 6
+IPPROTO_UDP: Final = 17
 IPPROTO_ROUTING: Final = 43
 IPPROTO_FRAGMENT: Final = 44
 IPPROTO_AH: Final = 51
@@ -140,3 +141,12 @@ class Tcp(Struct, kernel_name="tcphdr"):
     window = Be16()
     check = Be16()
     urg_ptr = Be16()
+
+
+class Udp(Struct, kernel_name="udphdr"):
+    """``struct udphdr``: 8 bytes; ``len`` is that of header and payload in bytes."""
+
+    source = Be16()
+    dest = Be16()
+    len = Be16()
+    check = Be16()

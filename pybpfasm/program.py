@@ -27,7 +27,22 @@ from pybpfasm.asm import Asm
 from pybpfasm.check.early import refuse
 from pybpfasm.errors import AsmError, LayoutError, SourceLocation
 from pybpfasm.instruction import Instruction
-from pybpfasm.kernel.context import SkBuff, SkLookup, SkMsgMd, SockAddr, SockOps, SockOpt, XdpMd
+from pybpfasm.kernel.context import (
+    BpfSock,
+    CgroupDevice,
+    PtRegs,
+    RawTracepointArgs,
+    SkBuff,
+    SkLookup,
+    SkMsgMd,
+    SkReuseport,
+    SockAddr,
+    SockOps,
+    SockOpt,
+    Sysctl,
+    TraceEntry,
+    XdpMd,
+)
 from pybpfasm.kernel.enums import AttachType, ProgType
 from pybpfasm.layout import ByteOrder, Struct
 from pybpfasm.maps import MapSpec
@@ -41,18 +56,30 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Function",
+    "Kind",
     "ProgramSpec",
     "Subprogram",
     "Template",
+    "cgroup_device",
+    "cgroup_skb",
+    "cgroup_sock",
     "cgroup_sock_addr",
     "cgroup_sockopt",
+    "cgroup_sysctl",
     "global_function",
+    "kprobe",
+    "lsm",
+    "raw_tracepoint",
     "sched_cls",
     "sk_lookup",
     "sk_msg",
+    "sk_reuseport",
+    "sk_skb",
     "sock_ops",
     "socket_filter",
     "subprogram",
+    "tracepoint",
+    "tracing",
     "xdp",
 ]
 
@@ -60,6 +87,7 @@ __all__ = [
 DEFAULT_LICENSE: Final = "Dual BSD/GPL"
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,14}")
+_TARGET = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*(/[A-Za-z_]\w*)?", re.ASCII)
 
 # Program types whose load wants expected_attach_type; for others it must be 0 or is ignored.
 _WANTS_ATTACH_TYPE = frozenset(
@@ -69,8 +97,14 @@ _WANTS_ATTACH_TYPE = frozenset(
         ProgType.CGROUP_SOCK,
         ProgType.CGROUP_SKB,
         ProgType.SK_LOOKUP,
+        ProgType.SK_REUSEPORT,
+        ProgType.TRACING,
+        ProgType.LSM,
     }
 )
+# What these are attached to is chosen when they are loaded: the verifier knows the arguments' types by it.
+_LOADED_FOR = frozenset({ProgType.TRACING, ProgType.LSM})
+_ATTACHED_BY_NAME = _LOADED_FOR | {ProgType.KPROBE, ProgType.TRACEPOINT, ProgType.RAW_TRACEPOINT}
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +129,8 @@ class ProgramSpec:
     by `code`, at load.
 
     ``name``, ``type``, ``attach_type``, ``license`` and ``prog_flags`` (``BPF_F_*``) are for
-    ``BPF_PROG_LOAD``. ``instructions`` are all of the program's, subprograms behind the main function;
+    ``BPF_PROG_LOAD``. ``attach_to`` names the kernel's function, tracepoint or hook that the program is for,
+    where it was given. ``instructions`` are all of the program's, subprograms behind the main function;
     ``functions`` says where each begins, ``slots`` how many slots of 8 bytes they take. ``maps`` are those
     that they name. ``byteorder`` is that of the machine which it was built for, ``target`` the ISA level or
     kernel release, where one was given. Raises `AsmError` for two different maps of one name.
@@ -112,6 +147,7 @@ class ProgramSpec:
         byteorder: ByteOrder,
         prog_flags: int = 0,
         target: Target | None = None,
+        attach_to: str | None = None,
     ) -> None:
         self.name = name
         self.type = type
@@ -122,6 +158,7 @@ class ProgramSpec:
         self.byteorder: ByteOrder = byteorder
         self.prog_flags = prog_flags
         self.target = target
+        self.attach_to = attach_to
         self._debug: tuple[bytes, bytes, bytes] | None = None
         maps: dict[str, MapSpec] = {}
         wide = 0
@@ -160,16 +197,22 @@ class ProgramSpec:
         """The attach type that ``BPF_PROG_LOAD`` wants to know, or ``None`` where it wants none."""
         return self.attach_type if self.type in _WANTS_ATTACH_TYPE else None
 
-    def code(self, map_fds: Mapping[str, int] | None = None) -> bytes:
+    def code(self, map_fds: Mapping[str, int] | None = None, *, local: bool = False) -> bytes:
         """The instructions' bytes, 8 a slot, with the descriptors of *map_fds* (by map name) in place, 0 for
         others.
 
-        Raises `CoreError` where something is `unresolved`.
+        Raises `CoreError` where something is `unresolved`. With *local*, fields and types are taken to be in
+        the kernel as the program declares them, as for a run without a kernel.
         """
-        if self.unresolved:
+        unresolved = self.unresolved
+        if unresolved and local:
+            from pybpfasm.core import CoreRelocation
+
+            unresolved = tuple(one for one in unresolved if not isinstance(one, CoreRelocation))
+        if unresolved:
             from pybpfasm.core import CoreError
 
-            shown = ", ".join(sorted({str(one) for one in self.unresolved})[:5])
+            shown = ", ".join(sorted({str(one) for one in unresolved})[:5])
             raise CoreError(
                 f"program {self.name} needs the kernel's types for {shown}: "
                 "call resolve() with the BTF of the kernel that it is for (/sys/kernel/btf/vmlinux)"
@@ -444,6 +487,7 @@ class Template(Generic[P]):
         prog_flags: int,
         check: bool = True,
         target: Target | None = None,
+        attach_to: str | None = None,
     ) -> None:
         self._function = function
         self._check = check
@@ -454,6 +498,7 @@ class Template(Generic[P]):
         self.name = name
         self.license = license
         self.prog_flags = prog_flags
+        self.attach_to = attach_to
         self.__doc__ = function.__doc__
 
     def for_target(self, target: str | Target | None) -> Template[P]:
@@ -472,6 +517,7 @@ class Template(Generic[P]):
             self.prog_flags,
             self._check,
             _target(target),
+            self.attach_to,
         )
 
     def build(self, *args: P.args, **kwargs: P.kwargs) -> ProgramSpec:
@@ -521,6 +567,7 @@ class Template(Generic[P]):
             byteorder,
             self.prog_flags,
             self.target,
+            self.attach_to,
         )
         if self._check:
             refuse(spec)
@@ -556,6 +603,7 @@ class Kind(Generic[C]):
         prog_flags: int = 0,
         check: bool = True,
         target: str | Target | None = None,
+        attach_to: str | None = None,
     ) -> Callable[[Callable[Concatenate[Asm, C, P], None]], Template[P]]:
         """Declare a program.
 
@@ -564,8 +612,14 @@ class Kind(Generic[C]):
         register that is not set, a field or helper that the program type does not have) are left to it.
         With a *target*, an ISA level (``"v1"`` to ``"v5"``) or a Linux release (``"5.15"``), the program and
         its subprograms use only instructions that this has: others are rewritten where that is exact and
-        takes no register (`pybpfasm.asm.rewrite`), else an `AsmError` of their line. Raises `AsmError` for an
-        attach type that does not go with the program type, and a target that does not exist.
+        takes no register (`pybpfasm.asm.rewrite`), else an `AsmError` of their line.
+
+        *attach_to* names what a program for tracing is attached to: a function (``"tcp_connect"``), a
+        tracepoint (``"sched_switch"``; for `tracepoint` with its category, ``"sched/sched_switch"``) or an
+        LSM hook. `tracing` and `lsm` must have it, because the kernel wants to know it when it loads them.
+
+        Raises `AsmError` for an attach type or *attach_to* that does not go with the program type, and a
+        target that does not exist.
         """
         if callable(attach_type):
             raise AsmError(
@@ -588,6 +642,21 @@ class Kind(Generic[C]):
                 resolve(capture(None, 2)),
             )
 
+        if attach_to is None and self.type in _LOADED_FOR:
+            raise AsmError(
+                f'{self.type.name} programs are loaded for one function: give attach_to="…"',
+                resolve(capture(None, 2)),
+            )
+        if attach_to is not None and self.type not in _ATTACHED_BY_NAME:
+            raise AsmError(
+                f"{self.type.name} programs are attached by their loader: leave attach_to out",
+                resolve(capture(None, 2)),
+            )
+        if attach_to is not None and not (isinstance(attach_to, str) and _TARGET.fullmatch(attach_to)):
+            raise AsmError(
+                f"attach_to names a function, a tracepoint or a hook of the kernel, not {attach_to!r}",
+                resolve(capture(None, 2)),
+            )
         chosen = _target(target)
 
         def wrap(function: Callable[Concatenate[Asm, C, P], None]) -> Template[P]:
@@ -608,6 +677,7 @@ class Kind(Generic[C]):
                 prog_flags,
                 check,
                 chosen,
+                attach_to,
             )
 
         return wrap
@@ -636,3 +706,60 @@ to pass, 0 to drop."""
 sk_lookup: Final = Kind(ProgType.SK_LOOKUP, SkLookup, (AttachType.SK_LOOKUP,))
 """Programs of a network namespace that choose the socket of a packet (``BPF_PROG_TYPE_SK_LOOKUP``), on
 `SkLookup`; they return 1 to go on, 0 to drop."""
+sk_skb: Final = Kind(
+    ProgType.SK_SKB,
+    SkBuff,
+    (AttachType.SK_SKB_STREAM_PARSER, AttachType.SK_SKB_STREAM_VERDICT, AttachType.SK_SKB_VERDICT),
+)
+"""Programs of a sockmap at what its sockets receive (``BPF_PROG_TYPE_SK_SKB``), on `SkBuff`; a parser returns
+the length of a message, a verdict 1 to pass, 0 to drop."""
+sk_reuseport: Final = Kind(
+    ProgType.SK_REUSEPORT,
+    SkReuseport,
+    (AttachType.SK_REUSEPORT_SELECT, AttachType.SK_REUSEPORT_SELECT_OR_MIGRATE),
+)
+"""Programs that choose among the sockets of a port (``BPF_PROG_TYPE_SK_REUSEPORT``), on `SkReuseport`; they
+return 1 to pass, 0 to drop. The attach type must be given."""
+cgroup_skb: Final = Kind(
+    ProgType.CGROUP_SKB, SkBuff, (AttachType.CGROUP_INET_INGRESS, AttachType.CGROUP_INET_EGRESS)
+)
+"""Programs of a cgroup at its sockets' packets (``BPF_PROG_TYPE_CGROUP_SKB``), on `SkBuff`; they return 1 to
+pass, 0 to drop. The attach type must be given."""
+cgroup_sock: Final = Kind(
+    ProgType.CGROUP_SOCK,
+    BpfSock,
+    (
+        AttachType.CGROUP_INET_SOCK_CREATE,
+        AttachType.CGROUP_INET_SOCK_RELEASE,
+        AttachType.CGROUP_INET4_POST_BIND,
+        AttachType.CGROUP_INET6_POST_BIND,
+    ),
+)
+"""Programs of a cgroup when sockets are made, bound and given up (``BPF_PROG_TYPE_CGROUP_SOCK``), on
+`BpfSock`; they return 1 to allow, 0 to refuse. The attach type must be given."""
+cgroup_device: Final = Kind(ProgType.CGROUP_DEVICE, CgroupDevice, (AttachType.CGROUP_DEVICE,))
+"""Programs of a cgroup that allow devices (``BPF_PROG_TYPE_CGROUP_DEVICE``), on `CgroupDevice`; they return 1
+to allow, 0 to refuse."""
+cgroup_sysctl: Final = Kind(ProgType.CGROUP_SYSCTL, Sysctl, (AttachType.CGROUP_SYSCTL,))
+"""Programs of a cgroup at sysctls (``BPF_PROG_TYPE_CGROUP_SYSCTL``), on `Sysctl`; they return 1 to allow, 0
+to refuse."""
+kprobe: Final = Kind(ProgType.KPROBE, PtRegs)
+"""Programs at an instruction of the kernel (kprobes) or of a process (uprobes; ``BPF_PROG_TYPE_KPROBE``), on
+`PtRegs`; they return 0."""
+tracepoint: Final = Kind(ProgType.TRACEPOINT, TraceEntry)
+"""Programs at a tracepoint (``BPF_PROG_TYPE_TRACEPOINT``), on the event's record, which begins with
+`TraceEntry`; they return 0."""
+raw_tracepoint: Final = Kind(ProgType.RAW_TRACEPOINT, RawTracepointArgs)
+"""Programs at a tracepoint (``BPF_PROG_TYPE_RAW_TRACEPOINT``), on its arguments as plain numbers,
+`RawTracepointArgs`; they return 0."""
+tracing: Final = Kind(
+    ProgType.TRACING,
+    RawTracepointArgs,
+    (AttachType.TRACE_FENTRY, AttachType.TRACE_FEXIT, AttachType.MODIFY_RETURN, AttachType.TRACE_RAW_TP),
+)
+"""Programs at the entry or exit of a function of the kernel, or at a tracepoint (``BPF_PROG_TYPE_TRACING``),
+on its arguments, `RawTracepointArgs`. The verifier knows the arguments' types, so that loads follow their
+pointers. The attach type and ``attach_to`` must be given. They return 0, but for ``MODIFY_RETURN``."""
+lsm: Final = Kind(ProgType.LSM, RawTracepointArgs, (AttachType.LSM_MAC, AttachType.LSM_CGROUP))
+"""Programs at a hook of the Linux security modules (``BPF_PROG_TYPE_LSM``), as `tracing`; they return 0 to
+allow or a negative errno. The attach type and ``attach_to`` (``"file_open"``) must be given."""

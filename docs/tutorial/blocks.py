@@ -92,9 +92,7 @@ def commands(block: Block) -> list[Command]:
 
 def run_command(text: str, folder: Path) -> str:
     """What a command prints to its standard output and error, run in *folder*; ``python`` is this one."""
-    words = shlex.split(text)
-    if words[0] == "python":
-        words[0] = sys.executable
+    words = [sys.executable if word == "python" else word for word in shlex.split(text)]
     environment = {
         name: value for name, value in os.environ.items() if not name.startswith(("PYTEST", "COV"))
     }

@@ -29,6 +29,7 @@ from loader.objects.link import (
 from loader.objects.map import Map, MapInfo, MapLike, possible_cpus
 from loader.objects.owned import Owned, PathLike, fd_kind
 from loader.objects.program import Program, ProgramInfo, ProgramLike, RunResult
+from loader.objects.ringbuf import RingBuffer
 from pybpfasm.kernel.enums import BPF_STATS_RUN_TIME, Cmd
 
 __all__ = [
@@ -45,6 +46,7 @@ __all__ = [
     "ProgramLike",
     "Query",
     "QueryEntry",
+    "RingBuffer",
     "RunResult",
     "Stats",
     "attach_to_sockmap",

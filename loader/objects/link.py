@@ -4,12 +4,15 @@
 from __future__ import annotations
 
 import errno
+import os
+import socket
 from pathlib import Path
 from typing import NamedTuple
 
+from loader import perf
 from loader import sys as bpf_sys
 from loader.capabilities import explain
-from loader.errors import ENOTSUPP, BpfError, UsageError
+from loader.errors import ENOTSUPP, BpfError, ConflictError, UsageError
 from loader.objects.map import Map
 from loader.objects.owned import Owned, PathLike, enum_or_int, open_id, open_kind
 from loader.objects.program import Program
@@ -109,10 +112,7 @@ class Link(Owned):
             )
         except BpfError as error:
             if error.errno == errno.ENODEV:
-                raise UsageError(
-                    f"there is no interface with index {ifindex} in this network namespace",
-                    hint="look at `ip link`",
-                ) from None
+                raise _no_interface(ifindex) from None
             raise
 
     @classmethod
@@ -143,6 +143,81 @@ class Link(Owned):
         EINVAL before).
         """
         return cls.create(prog, sockmap.fd, attach_type)
+
+    @classmethod
+    def xdp(cls, prog: Program, ifindex: int, *, flags: int = 0) -> Link:
+        """Attach to an interface in the calling thread's network namespace (5.9).
+
+        ``flags`` are the kernel's ``XDP_FLAGS_*``: without, the driver runs the program where it can, else
+        the stack. Raises :class:`~loader.errors.ConflictError` where another program is attached.
+        """
+        try:
+            return cls.create(prog, ifindex, AttachType.XDP, flags=flags)
+        except BpfError as error:
+            if error.errno == errno.EBUSY:
+                raise ConflictError(
+                    f"another XDP program is attached to the interface with index {ifindex}",
+                    hint="an interface takes one: look at `bpftool net`",
+                ) from None
+            if error.errno in (errno.ENODEV, errno.EINVAL) and not _has_interface(ifindex):
+                raise _no_interface(ifindex) from None
+            raise
+
+    @classmethod
+    def raw_tracepoint(cls, prog: Program, name: str) -> Link:
+        """Attach a raw tracepoint program to a tracepoint by its name, such as ``"sched_switch"``."""
+        return cls._opened(prog, name)
+
+    @classmethod
+    def tracing(cls, prog: Program) -> Link:
+        """Attach a tracing or LSM program to the function, tracepoint or hook that it was loaded for."""
+        return cls._opened(prog, "")
+
+    @classmethod
+    def _opened(cls, prog: Program, name: str) -> Link:
+        what = f"program {prog.name!r}" + (f" at tracepoint {name!r}" if name else "")
+        try:
+            return cls(bpf_sys.raw_tracepoint_open(prog.fd, name, what=what), name=prog.name)
+        except BpfError as error:
+            hint = ""
+            if error.errno == errno.ENOENT and name:
+                hint = "this kernel has no such tracepoint: /sys/kernel/tracing/available_events lists them"
+            elif error.errno in (ENOTSUPP, errno.EOPNOTSUPP, errno.EBUSY):
+                hint = "the kernel can't attach to this function: see tracing/available_filter_functions"
+            raise explain(error.about(what, hint=hint), ("CAP_BPF", "CAP_PERFMON")) from None
+
+    @classmethod
+    def tracepoint(cls, prog: Program, name: str) -> Link:
+        """Attach a tracepoint program to an event by category and name, such as ``"sched/sched_switch"``
+        (5.15).
+
+        Raises :class:`~loader.errors.UsageError` for an event that there is not, or where tracefs is not
+        mounted.
+        """
+        return cls._at_event(prog, perf.tracepoint(name), f"tracepoint {name!r}")
+
+    @classmethod
+    def kprobe(cls, prog: Program, function: str, *, offset: int = 0, at_return: bool = False) -> Link:
+        """Attach a kprobe program to a function of the kernel, ``offset`` bytes into it, or where it returns
+        (5.15)."""
+        event = perf.probe("kprobe", function, offset, at_return=at_return)
+        return cls._at_event(prog, event, f"function {function!r}")
+
+    @classmethod
+    def uprobe(cls, prog: Program, path: PathLike, offset: int, *, at_return: bool = False) -> Link:
+        """Attach a kprobe program to an executable or library, ``offset`` bytes into its file, or where the
+        function there returns (5.15)."""
+        event = perf.probe("uprobe", os.fspath(path), offset, at_return=at_return)
+        return cls._at_event(prog, event, os.fspath(path))
+
+    @classmethod
+    def _at_event(cls, prog: Program, event: int, where: str) -> Link:
+        try:
+            return cls.create(prog, event, AttachType.PERF_EVENT)
+        except BpfError as error:
+            raise error.about(f"program {prog.name!r} at {where}", hint=error.hint) from None
+        finally:
+            os.close(event)  # the link holds the event
 
     @classmethod
     def from_pin(cls, path: PathLike) -> Link:
@@ -205,6 +280,16 @@ class Link(Owned):
 
     def __repr__(self) -> str:
         return f"<link {self.name!r} {'closed' if self.closed else f'fd {self._fd}'}>"
+
+
+def _has_interface(ifindex: int) -> bool:
+    return any(index == ifindex for index, _ in socket.if_nameindex())
+
+
+def _no_interface(ifindex: int) -> UsageError:
+    return UsageError(
+        f"there is no interface with index {ifindex} in this network namespace", hint="look at `ip link`"
+    )
 
 
 # --- attaching without a link -------------------------------------------------------------------------------

@@ -6,19 +6,20 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from loader import sys as bpf_sys
 from loader.capabilities import explain, missing_capabilities, raise_memlock
-from loader.errors import ENOTSUPP, BpfError, KernelFeatureError, LoaderError
+from loader.errors import ENOTSUPP, BpfError, KernelFeatureError, LoaderError, UsageError
 from loader.objects.btf import Btf
 from loader.objects.map import Map
 from loader.objects.owned import Owned, PathLike, enum_or_int, open_id, open_kind
-from pybpfasm.kernel.enums import Cmd, ProgType
+from pybpfasm.kernel.enums import AttachType, Cmd, ProgType
 
 if TYPE_CHECKING:
+    from pybpfasm.btf import Btf as Types
     from pybpfasm.errors import SourceLocation
 
 
@@ -90,7 +91,12 @@ class Program(Owned):
 
     @classmethod
     def load(
-        cls, spec: ProgramLike, map_fds: Mapping[str, int | Map] | None = None, *, log_level: int = 0
+        cls,
+        spec: ProgramLike,
+        map_fds: Mapping[str, int | Map] | None = None,
+        *,
+        log_level: int = 0,
+        types: Types | None = None,
     ) -> Program:
         """Load a program with its BTF, function and line information.
 
@@ -98,19 +104,33 @@ class Program(Owned):
         for no log, because that is faster; after a rejection the second one does, and
         :class:`~loader.verifier.VerifierError` explains it with the Python lines. ``log_level`` asks for a
         log in any case (:attr:`log`).
+
+        What the program has left to the kernel (CO-RE, kernel functions, the function that a tracing program
+        is for) is found in ``types``, by default the running kernel's. Raises
+        :class:`~pybpfasm.core.CoreError` or :class:`~loader.errors.KernelFeatureError` for what is missing.
         """
+        attach_id = 0
+        if getattr(spec, "unresolved", ()) or spec.type in _LOADED_FOR:
+            from loader import vmlinux
+
+            types = types if types is not None else vmlinux.kernel_types()
+            spec = _resolved(spec, types)
+            if spec.type in _LOADED_FOR:
+                attach_id = _attach_id(spec, types)
         fds = {name: m.fd if isinstance(m, Map) else m for name, m in (map_fds or {}).items()}
         code = spec.code(fds)
         btf_data = spec.btf()
         btf = Btf.load(btf_data) if btf_data else None
         try:
-            return cls._load(spec, code, btf, log_level)
+            return cls._load(spec, code, btf, log_level, attach_id)
         finally:
             if btf is not None:
                 btf.close()
 
     @classmethod
-    def _load(cls, spec: ProgramLike, code: bytes, btf: Btf | None, log_level: int) -> Program:
+    def _load(
+        cls, spec: ProgramLike, code: bytes, btf: Btf | None, log_level: int, attach_id: int
+    ) -> Program:
         def attempt(level: int, log_size: int) -> bpf_sys.ProgLoadResult:
             return bpf_sys.prog_load(
                 int(spec.type),
@@ -124,6 +144,7 @@ class Program(Owned):
                 line_info=spec.line_info() if btf is not None else b"",
                 log_level=level,
                 log_size=log_size,
+                attach_btf_id=attach_id,
             )
 
         def with_log(level: int) -> bpf_sys.ProgLoadResult:
@@ -258,6 +279,34 @@ class Program(Owned):
 
     def __repr__(self) -> str:
         return f"<program {self.name!r} {'closed' if self.closed else f'fd {self._fd}'}>"
+
+
+# The verifier knows the arguments of these by what they are loaded for.
+_LOADED_FOR = frozenset({ProgType.TRACING, ProgType.LSM})
+
+
+def _resolved(spec: ProgramLike, types: Types) -> ProgramLike:
+    if not getattr(spec, "unresolved", ()):
+        return spec
+    from loader import vmlinux
+    from pybpfasm.core import CoreResolver
+
+    resolve: Callable[[CoreResolver], ProgramLike] = spec.resolve  # type: ignore[attr-defined]
+    return resolve(CoreResolver(types, vmlinux.kernel_symbol))
+
+
+def _attach_id(spec: ProgramLike, types: Types) -> int:
+    from loader import vmlinux
+
+    kind = ProgType(spec.type)
+    attach_to: str | None = getattr(spec, "attach_to", None)
+    if not attach_to:
+        raise UsageError(
+            f"program {spec.name!r} does not say which function of the kernel it is for",
+            hint=f'give attach_to="…" to @{kind.name.lower()}, or name it in the section of the object',
+        )
+    attach = spec.expected_attach_type
+    return vmlinux.attach_btf_id(types, kind, None if attach is None else AttachType(attach), attach_to)
 
 
 # Program types that need no more than CAP_BPF; those of the network need CAP_NET_ADMIN too, those of tracing

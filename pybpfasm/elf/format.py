@@ -183,13 +183,28 @@ def type_of_section(name: str) -> SectionType | None:
     return _SECTIONS.get(name.partition("/")[0] + "+")
 
 
+def attach_to_of_section(name: str) -> str | None:
+    """What the program of a section is attached to, by its name: ``tcp_connect`` of ``fentry/tcp_connect``.
+
+    ``None`` where the name says nothing of this.
+    """
+    name = name.removeprefix("?")
+    kind, _, rest = name.partition("/")
+    return rest if rest and name not in _SECTIONS and kind + "+" in _SECTIONS else None
+
+
 def section_of(
-    type: ProgType, attach_type: AttachType | None, prog_flags: int = 0, *, tcx: bool = False
+    type: ProgType,
+    attach_type: AttachType | None,
+    prog_flags: int = 0,
+    *,
+    tcx: bool = False,
+    attach_to: str | None = None,
 ) -> str | None:
     """The section in which libbpf looks for programs of a type, ``None`` where it needs to be told more.
 
     TC programs go to ``tc``, which every release of libbpf knows; with *tcx* (libbpf 1.3 and later) the name
-    says at which end they attach. What a tracing program is attached to is for the writer to say.
+    says at which end they attach. *attach_to* says what a program for tracing is attached to.
     """
     if type == ProgType.SCHED_CLS and not (tcx and attach_type is not None):
         return "tc"
@@ -198,5 +213,5 @@ def section_of(
     wanted = SectionType(type, attach_type, prog_flags)
     for name, known in _SECTIONS.items():
         if known == wanted and not name.startswith(("struct_ops", "freplace")):
-            return name.rstrip("+")
+            return name.rstrip("+") + (f"/{attach_to}" if attach_to and name.endswith("+") else "")
     return None

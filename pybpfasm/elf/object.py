@@ -39,6 +39,7 @@ from pybpfasm.elf.format import (
     STV_HIDDEN,
     STV_INTERNAL,
     ElfError,
+    attach_to_of_section,
     is_data_section,
     type_of_section,
 )
@@ -120,7 +121,17 @@ class ObjectProgram(ProgramSpec):
         debug: tuple[bytes, list[FuncInfo], list[LineInfo]] | None,
         source: Btf | None,
     ) -> None:
-        super().__init__(name, type, attach_type, license, instructions, functions, byteorder, prog_flags)
+        super().__init__(
+            name,
+            type,
+            attach_type,
+            license,
+            instructions,
+            functions,
+            byteorder,
+            prog_flags,
+            attach_to=attach_to_of_section(section),
+        )
         self.symbol = symbol
         self.section = section
         self._source = source

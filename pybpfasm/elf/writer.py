@@ -175,7 +175,13 @@ class _Writer:
         given = self.section_names.get(_program_name(program)) or getattr(program, "section", None)
         if isinstance(given, str):
             return given
-        name = section_of(program.type, program.attach_type, program.prog_flags, tcx=self.tcx)
+        name = section_of(
+            program.type,
+            program.attach_type,
+            program.prog_flags,
+            tcx=self.tcx,
+            attach_to=program.attach_to,
+        )
         if name is None:
             attach = "" if program.attach_type is None else f" ({program.attach_type.name})"
             raise ElfError(

@@ -40,6 +40,7 @@ from pybpfasm.emulator.program import Program
 from pybpfasm.emulator.run import Result, Run, Step
 from pybpfasm.emulator.sockets import Socket, SocketTable, address_bytes
 from pybpfasm.emulator.task_helpers import Task
+from pybpfasm.emulator.tracing import Arguments
 from pybpfasm.isa import CallKind
 from pybpfasm.kernel.enums import Helper
 
@@ -50,6 +51,7 @@ def modelled_helpers() -> frozenset[int]:
 
 
 __all__ = [
+    "Arguments",
     "Context",
     "Emulator",
     "EmulatorError",

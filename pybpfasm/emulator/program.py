@@ -56,7 +56,7 @@ def _decoded(spec: ProgramSpec) -> _Decoded:
 
 
 def _decode(spec: ProgramSpec) -> _Decoded:
-    code = spec.code({one.name: number for number, one in enumerate(spec.maps, 1)})
+    code = spec.code({one.name: number for number, one in enumerate(spec.maps, 1)}, local=True)
     instructions: dict[int, Instruction] = {}
     wide: list[int] = []
     entries: dict[int, int] = {0: 0}  # with a slot that names it

@@ -264,3 +264,75 @@ class FibLookup(Struct, kernel_name="bpf_fib_lookup", size=64):
     mark = U32(at=52)
     smac = Array(U8(), 6, at=52)
     dmac = Array(U8(), 6, at=58)
+
+
+class SkReuseport(Struct, kernel_name="sk_reuseport_md", size=56):
+    """The context of sk_reuseport programs. Kernel: ``struct sk_reuseport_md``."""
+
+    data = U64(at=0)  # void *
+    data_end = U64(at=8)  # void *
+    len = U32(at=16)
+    eth_protocol = U32(at=20)  # the low 16 bits are a value in network order: compare with htons(x)
+    ip_protocol = U32(at=24)
+    bind_inany = U32(at=28)
+    hash = U32(at=32)
+    sk = U64(at=40)  # struct bpf_sock *
+    migrating_sk = U64(at=48)  # struct bpf_sock *
+
+
+class CgroupDevice(Struct, kernel_name="bpf_cgroup_dev_ctx", size=12):
+    """The context of cgroup/dev programs. Kernel: ``struct bpf_cgroup_dev_ctx``."""
+
+    access_type = U32(at=0)
+    major = U32(at=4)
+    minor = U32(at=8)
+
+
+class Sysctl(Struct, kernel_name="bpf_sysctl", size=8):
+    """The context of cgroup/sysctl programs. Kernel: ``struct bpf_sysctl``."""
+
+    write = U32(at=0)
+    file_pos = U32(at=4)
+
+
+class RawTracepointArgs(Struct, kernel_name="bpf_raw_tracepoint_args", size=96):
+    """Arguments, in raw tracepoint, tracing and LSM programs. Kernel: ``struct bpf_raw_tracepoint_args``."""
+
+    args = Array(U64(), 12, at=0)
+
+
+class TraceEntry(Struct, kernel_name="trace_entry", size=8):
+    """What the context of every tracepoint program begins with. Kernel: ``struct trace_entry``."""
+
+    type = U16(at=0)
+    flags = U8(at=2)
+    preempt_count = U8(at=3)
+    pid = S32(at=4)
+
+
+class PtRegs(Struct, kernel_name="pt_regs", size=168):
+    """Registers of x86-64: the context of kprobe and uprobe programs. Kernel: ``struct pt_regs``."""
+
+    r15 = U64(at=0)
+    r14 = U64(at=8)
+    r13 = U64(at=16)
+    r12 = U64(at=24)
+    bp = U64(at=32)
+    bx = U64(at=40)
+    r11 = U64(at=48)
+    r10 = U64(at=56)
+    r9 = U64(at=64)
+    r8 = U64(at=72)
+    ax = U64(at=80)
+    cx = U64(at=88)
+    dx = U64(at=96)
+    si = U64(at=104)
+    di = U64(at=112)
+    orig_ax = U64(at=120)
+    ip = U64(at=128)
+    cs = U16(at=136)
+    csx = U64(at=136)
+    flags = U64(at=144)
+    sp = U64(at=152)
+    ss = U16(at=160)
+    ssx = U64(at=160)

@@ -120,7 +120,23 @@ _STRUCTS = (
     _StructSpec("BpfTcpSock", "bpf_tcp_sock", "What ``tcp_sock`` returns of a TCP socket."),
     _StructSpec("SockTuple", "bpf_sock_tuple", "What ``sk_lookup_tcp`` and its like look up."),
     _StructSpec("FibLookup", "bpf_fib_lookup", "Input and output of ``fib_lookup``."),
+    _StructSpec("SkReuseport", "sk_reuseport_md", "The context of sk_reuseport programs."),
+    _StructSpec("CgroupDevice", "bpf_cgroup_dev_ctx", "The context of cgroup/dev programs."),
+    _StructSpec("Sysctl", "bpf_sysctl", "The context of cgroup/sysctl programs."),
+    _StructSpec(
+        "RawTracepointArgs",
+        "bpf_raw_tracepoint_args",
+        "Arguments, in raw tracepoint, tracing and LSM programs.",
+    ),
+    _StructSpec("TraceEntry", "trace_entry", "What the context of every tracepoint program begins with."),
+    _StructSpec("PtRegs", "pt_regs", "Registers of x86-64: the context of kprobe and uprobe programs."),
 )
+
+# Arrays without a length, and how many elements a program may read: MAX_BPF_FUNC_ARGS (include/linux/bpf.h).
+_LENGTHS = {("bpf_raw_tracepoint_args", "args"): 12}
+
+# What only the kernel itself looks at.
+_OMITTED = {"pt_regs": ("fred_cs", "fred_ss")}
 
 # Fields that BTF gives as __u32 although the 4 bytes, read as a whole, are in network order.
 _NETWORK_ORDER = {
@@ -144,6 +160,7 @@ _NOTES = {
     ("bpf_sock_addr", "user_port"): _LOW_16,
     ("bpf_sk_lookup", "local_port"): "host order",
     ("bpf_sock", "src_port"): "host order",
+    ("sk_reuseport_md", "eth_protocol"): _LOW_16,
 }
 
 _SCALARS = {
@@ -268,6 +285,8 @@ def _flatten(
         where = f"{tag}.{member.name or '(unnamed)'}"
         if member.bitfield_size and not member.name:
             continue  # padding
+        if member.name in _OMITTED.get(tag, ()):
+            continue
         offset = base + member.bit_offset // 8
         if member.bitfield_size:
             scalar, _ = _scalar(btf, member.type_id, False, where)
@@ -289,7 +308,8 @@ def _flatten(
         note = _NOTES.get((tag, member.name), "")
         if inner.kind == Kind.ARRAY:
             scalar, _ = _scalar(btf, inner.element_id, big, where)
-            yield _Field(member.name, offset, f"Array({scalar}(), {inner.nelems}, at={offset})", note)
+            count = _LENGTHS.get((tag, member.name), inner.nelems)
+            yield _Field(member.name, offset, f"Array({scalar}(), {count}, at={offset})", note)
         else:
             scalar, pointer = _scalar(btf, member.type_id, big, where)
             yield _Field(member.name, offset, f"{scalar}(at={offset})", note or pointer)
@@ -306,7 +326,8 @@ def context_source(btf: Btf, release: str) -> str:
             doc = f"The member ``{name}`` of ``struct {spec.tag}``."
             inner_fields = list(_flatten(btf, inner, 0, spec.tag, cls, []))
             body += _class(cls, f"{spec.tag}_{name}", inner.size, doc, inner_fields)
-        body += _class(spec.cls, spec.tag, struct.size, f"{spec.doc} Kernel: ``struct {spec.tag}``.", fields)
+        size = struct.size + sum(8 * count for (tag, _), count in _LENGTHS.items() if tag == spec.tag)
+        body += _class(spec.cls, spec.tag, size, f"{spec.doc} Kernel: ``struct {spec.tag}``.", fields)
     names = set(re.findall(r"\b(?:[USB]e?\d+|Array|Nested)(?=\(|\.bits)", "\n".join(body))) | {"Struct"}
     # The order that ruff's import sorting wants: constants (U8, …) before classes, numbers by value.
     used = sorted(names, key=lambda n: (not n.isupper(), n[0], int(n[1:]) if n[1:].isdigit() else 0, n))

@@ -18,7 +18,7 @@ def _words(printed: str) -> str:
     return re.sub(r"\n    r\d+ = .*", "", same_times(printed))
 
 
-@pytest.mark.parametrize(("name", "count"), [("tutorial", 2), ("objects", 1)])
+@pytest.mark.parametrize(("name", "count"), [("tutorial", 2), ("objects", 1), ("kinds", 3)])
 def test_the_commands_for_root(name: str, count: int, tmp_path: Path) -> None:
     page = (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8")
     ran = [one for one in run_page(page, tmp_path, root=True, beside=ROOT / "docs" / name) if one[0].root]

@@ -1,0 +1,198 @@
+# SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only
+"""The decorators of all kinds of programs, what they are attached to, and tracing in the emulator."""
+
+from __future__ import annotations
+
+import pytest
+
+import pybpfasm
+from pybpfasm import (
+    S32,
+    U32,
+    Asm,
+    AsmError,
+    AttachType,
+    Bytes,
+    Helper,
+    MapSpec,
+    MapType,
+    RawTracepointArgs,
+    Struct,
+    kprobe,
+    raw_tracepoint,
+    sched_cls,
+    tracepoint,
+    tracing,
+)
+from pybpfasm.core import CoreError, core_add_offset, core_exists, core_load
+from pybpfasm.elf import read_object, write_object
+from pybpfasm.elf.format import attach_to_of_section
+from pybpfasm.emulator import Arguments, Emulator, EmulatorError, EmulatorFault
+from pybpfasm.extern import kfunc
+from pybpfasm.program import Kind, ProgramSpec
+
+# Sections as in the kernel's Documentation/bpf/libbpf/program_types.rst.
+SECTIONS = {
+    "cgroup_device": ("", "", "cgroup/dev"),
+    "cgroup_skb": ("CGROUP_INET_EGRESS", "", "cgroup_skb/egress"),
+    "cgroup_sock": ("CGROUP_INET4_POST_BIND", "", "cgroup/post_bind4"),
+    "cgroup_sock_addr": ("CGROUP_INET4_CONNECT", "", "cgroup/connect4"),
+    "cgroup_sockopt": ("CGROUP_SETSOCKOPT", "", "cgroup/setsockopt"),
+    "cgroup_sysctl": ("", "", "cgroup/sysctl"),
+    "kprobe": ("", "tcp_connect", "kprobe/tcp_connect"),
+    "lsm": ("LSM_MAC", "file_open", "lsm/file_open"),
+    "raw_tracepoint": ("", "sched_switch", "raw_tracepoint/sched_switch"),
+    "sched_cls": ("TCX_INGRESS", "", "tc"),
+    "sk_lookup": ("", "", "sk_lookup"),
+    "sk_msg": ("", "", "sk_msg"),
+    "sk_reuseport": ("SK_REUSEPORT_SELECT", "", "sk_reuseport"),
+    "sk_skb": ("SK_SKB_STREAM_VERDICT", "", "sk_skb/stream_verdict"),
+    "sock_ops": ("", "", "sockops"),
+    "socket_filter": ("", "", "socket"),
+    "tracepoint": ("", "sched/sched_switch", "tracepoint/sched/sched_switch"),
+    "tracing": ("TRACE_FENTRY", "tcp_connect", "fentry/tcp_connect"),
+    "xdp": ("", "", "xdp"),
+}
+
+
+def _build(kind: Kind[Struct], attach: str, to: str) -> ProgramSpec:
+    @kind(AttachType[attach] if attach else None, attach_to=to or None)
+    def empty(b: Asm, ctx: Struct) -> None:
+        b.ret(0)
+
+    return empty.build()
+
+
+def test_every_kind_of_the_package_is_here() -> None:
+    names = {name for name in pybpfasm.__all__ if isinstance(getattr(pybpfasm, name), Kind)}
+    assert names == set(SECTIONS)
+
+
+@pytest.mark.parametrize("name", SECTIONS)
+def test_a_program_goes_to_its_section_and_comes_back(name: str) -> None:
+    attach, to, section = SECTIONS[name]
+    built = _build(getattr(pybpfasm, name), attach, to)
+    found = read_object(write_object([built])).programs["empty"]
+    assert (found.section, found.type, found.attach_to) == (section, built.type, to or None)
+    assert built.attach_to == (to or None)
+
+
+def test_what_a_section_does_not_say() -> None:
+    assert attach_to_of_section("?fentry.s/vfs_read") == "vfs_read"
+    assert attach_to_of_section("fentry") is None
+    assert attach_to_of_section("cgroup/connect4") is None
+    assert attach_to_of_section("mine/of_no_kind") is None
+
+
+def test_what_a_program_is_for_has_to_be_said_where_the_kernel_wants_it() -> None:
+    with pytest.raises(AsmError, match='give attach_to="…"') as caught:
+        tracing(AttachType.TRACE_FENTRY)
+    assert caught.value.location is not None and caught.value.location.path == __file__
+    with pytest.raises(AsmError, match="leave attach_to out"):
+        sched_cls(attach_to="eth0")
+    with pytest.raises(AsmError, match="not 'tcp connect'"):
+        kprobe(attach_to="tcp connect")
+    tracepoint()  # by the loader
+
+
+class Task(Struct, kernel_name="task_struct"):
+    comm = Bytes(16)
+    tgid = S32()
+
+
+class Seen(Struct):
+    tgid = S32()
+    exists = U32()
+
+
+seen = MapSpec("seen", MapType.ARRAY, U32(), Seen, 1)
+
+
+def _store(b: Asm) -> None:
+    b.r2 = seen.value_at(0)
+    Seen(b.r2).tgid = b.r1
+    core_exists(b.r1, Task, "comm")
+    Seen(b.r2).exists = b.r1
+    b.ret(0)
+
+
+@tracing(AttachType.TRACE_RAW_TP, attach_to="sched_process_exec")
+def loads(b: Asm, ctx: RawTracepointArgs) -> None:
+    b.r1 = ctx.args[1]
+    core_load(b.r1, Task(b.r1), "tgid")
+    _store(b)
+
+
+@raw_tracepoint()
+def probes(b: Asm, ctx: RawTracepointArgs) -> None:
+    b.r3 = ctx.args[1]
+    core_add_offset(b.r3, Task, "tgid")
+    b.lea(b.r1, b.r10 - 8)
+    b.r2 = 4
+    b.call(Helper.probe_read_kernel)
+    b.r6 = b.r0
+    b.r1 = b.u32[b.r10 - 8]
+    b.r2 = seen.value_at(0)
+    Seen(b.r2).tgid = b.r1
+    core_exists(b.r1, Task, "comm")
+    Seen(b.r2).exists = b.r1
+    b.ret(b.r6)
+
+
+@pytest.mark.parametrize("program", [loads, probes], ids=lambda one: one.name)
+@pytest.mark.parametrize("engine", ["interpret", "translate"])
+def test_a_field_behind_an_argument(program: pybpfasm.program.Template[[]], engine: str) -> None:
+    emulator = Emulator(engine=engine)
+    ran = emulator.load(program.build()).run(Arguments(5, Task.pack(tgid=77)))
+    assert ran.r0 == 0
+    found = emulator.map(seen)[0]
+    assert (found.tgid, found.exists) == (77, 1)
+
+
+def test_nothing_behind_an_argument() -> None:
+    """A pointer of a raw tracepoint is a number: a helper that finds nothing says -EFAULT (14)."""
+    program = Emulator().load(probes.build())
+    assert program.run(Arguments(5, 0)).r0 == (1 << 64) - 14
+    assert program.run(Arguments(5, b"short")).r0 == (1 << 64) - 14
+    with pytest.raises(EmulatorFault, match="scalar"):
+        Emulator().load(loads.build()).run(Arguments(5, 0))
+
+
+def test_a_raw_tracepoint_does_not_load_from_its_arguments() -> None:
+    @raw_tracepoint()
+    def direct(b: Asm, ctx: RawTracepointArgs) -> None:
+        b.r1 = ctx.args[0]
+        b.r0 = b.u32[b.r1]
+        b.exit()
+
+    with pytest.raises(EmulatorFault, match="can't be read by a program"):
+        Emulator().load(direct.build()).run(Arguments(bytes(8)))
+
+
+def test_a_text_of_the_kernel() -> None:
+    @raw_tracepoint()
+    def named(b: Asm, ctx: RawTracepointArgs) -> None:
+        b.r3 = ctx.args[0]
+        b.lea(b.r1, b.r10 - 8)
+        b.r2 = 8
+        b.call(Helper.probe_read_kernel_str)
+        b.exit()
+
+    program = Emulator().load(named.build())
+    for data, length in ((b"sh\0x", 3), (b"longer than that\0", 8), (b"\0", 1), (b"no end", (1 << 64) - 14)):
+        assert program.run(Arguments(data)).r0 == length
+
+
+def test_more_arguments_than_a_function_has() -> None:
+    with pytest.raises(EmulatorError, match="at most 12"):
+        Arguments(*range(13))
+
+
+def test_functions_of_the_kernel_are_not_in_the_emulator() -> None:
+    @tracing(AttachType.TRACE_FENTRY, attach_to="vfs_read")
+    def calls(b: Asm, ctx: RawTracepointArgs) -> None:
+        b.call(kfunc("bpf_rcu_read_lock"))
+        b.ret(0)
+
+    with pytest.raises(CoreError, match="kfunc bpf_rcu_read_lock"):
+        Emulator().load(calls.build())
