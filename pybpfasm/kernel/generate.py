@@ -135,8 +135,8 @@ _STRUCTS = (
 # Arrays without a length, and how many elements a program may read: MAX_BPF_FUNC_ARGS (include/linux/bpf.h).
 _LENGTHS = {("bpf_raw_tracepoint_args", "args"): 12}
 
-# What only the kernel itself looks at.
-_OMITTED = {"pt_regs": ("fred_cs", "fred_ss")}
+# What has another shape from release to release, and no use to programs.
+_OMITTED = {"pt_regs": ("cs", "csx", "fred_cs", "ss", "ssx", "fred_ss")}
 
 # Fields that BTF gives as __u32 although the 4 bytes, read as a whole, are in network order.
 _NETWORK_ORDER = {

@@ -10,18 +10,17 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import NoReturn
 
 import pytest
 
 from loader import perf
 from loader import sys as bpf_sys
 from loader.elf import load
-from loader.errors import KernelFeatureError, UsageError
+from loader.errors import BpfError, KernelFeatureError, UsageError
 from loader.objects import Link, Map, Program, RingBuffer
-from loader.vmlinux import kernel_types
+from loader.vmlinux import attach_btf_id, kernel_types
 from pybpfasm import (
     S32,
     U64,
@@ -164,8 +163,8 @@ def test_a_task_at_its_exec(program: Template[[]], ring: Map) -> None:
             child.wait()
 
 
-def _need_function_tracing(probe_skip: Callable[[str], NoReturn]) -> None:
-    """Some machines forbid programs on functions, whoever asks: bpf(2) by itself, for an empty program."""
+def _forbidden() -> bool:
+    """Whether this machine forbids programs on functions: bpf(2) by itself, for an empty program."""
     function = kernel_types().by_name("bpf_prog_test_run_skb", Kind.FUNC)
     assert function is not None
     result = bpf_sys.prog_load(
@@ -177,18 +176,20 @@ def _need_function_tracing(probe_skip: Callable[[str], NoReturn]) -> None:
     )
     if result.fd >= 0:
         os.close(result.fd)
-    elif result.error is not None and result.error.errno in (errno.EPERM, errno.EINVAL):
-        probe_skip(f"no TRACE_FENTRY: {result.error}")
+    return result.error is not None and result.error.errno == errno.EPERM
 
 
 @pytest.mark.parametrize("program", [at_entry, at_exit], ids=lambda one: one.name)
-def test_a_function_of_the_kernel(
-    program: Template[[]], ring: Map, probe_skip: Callable[[str], NoReturn]
-) -> None:
+def test_a_function_of_the_kernel(program: Template[[]], ring: Map) -> None:
     """Called by a test run of this process, the program by way of an object."""
-    _need_function_tracing(probe_skip)
+    written = write_object([program.build()])
+    if _forbidden():
+        with pytest.raises(BpfError, match="EPERM") as caught:
+            load(written, maps={"events": ring})
+        assert "security module" in caught.value.hint
+        return
     with (
-        load(write_object([program.build()]), maps={"events": ring}) as loaded,
+        load(written, maps={"events": ring}) as loaded,
         Program.load(keep.build()) as kept,
         RingBuffer(ring, Event) as reader,
     ):
@@ -197,6 +198,19 @@ def test_a_function_of_the_kernel(
             assert link.info().type == LinkType.TRACING
             kept.test_run(bytes(64))
             assert _seen(reader, os.getpid())
+
+
+def test_a_function_is_found_by_its_name() -> None:
+    """The kernel's own types say what has the id that a program is loaded for."""
+    types = kernel_types()
+    for kind, attach, name, full in (
+        (ProgType.TRACING, AttachType.TRACE_FENTRY, "tcp_connect", "tcp_connect"),
+        (ProgType.TRACING, AttachType.TRACE_RAW_TP, "sched_switch", "btf_trace_sched_switch"),
+        (ProgType.TRACING, AttachType.TRACE_ITER, "task", "bpf_iter_task"),
+        (ProgType.LSM, AttachType.LSM_MAC, "file_open", "bpf_lsm_file_open"),
+    ):
+        if types.by_name(full) is not None:
+            assert types.type(attach_btf_id(types, kind, attach, name)).name == full
 
 
 def test_a_function_that_there_is_not(ring: Map) -> None:
