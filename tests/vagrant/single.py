@@ -153,7 +153,7 @@ while answered < 4 and time.monotonic() - begin < 300:
     try:
         with socket.create_connection(("{SERVER}", 8000), timeout=20) as connection:
             connection.settimeout(60)
-            connection.sendall(f"GET /?boot{{number}} HTTP/1.0\\r\\n\\r\\n".encode())
+            connection.sendall(f"GET /?boot{{number}} HTTP/1.0\\r\\nHost: server\\r\\n\\r\\n".encode())
             status = int(connection.makefile("rb").readline().split()[1])
     except (OSError, IndexError) as error:
         events.append((time.monotonic(), number, None))
