@@ -94,8 +94,13 @@ def run(
             process = spawn(command, Place(netns=netns, cgroup=cgroup), stdout=sys.stdout, stderr=sys.stderr)
             stack.callback(stop, process)
             _wait(netns, request.settings.envoy_port, process)
-            result = up(request)
-            stack.callback(down, request.name, request.bpffs)
+            # A signal waits until what is up will be taken down too; `up` itself looks for it.
+            masked = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+            try:
+                result = up(request)
+                stack.callback(down, request.name, request.bpffs)
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, masked)
             for warning in result.warnings:
                 warn(warning)
             settings = request.settings

@@ -28,6 +28,9 @@ SOL_IP: Final = 0  # linux/socket.h
 SOL_IPV6: Final = 41
 SO_ORIGINAL_DST: Final = 80  # linux/netfilter_ipv4.h; IP6T_SO_ORIGINAL_DST has the same number
 
+LINK_LOCAL_NET: Final = 0xFE800000  # fe80::/10, the first 32 bits (RFC 4291, section 2.5.6)
+LINK_LOCAL_MASK: Final = 0xFFC00000
+
 MAX_OFFSET: Final = 0xFFFF  # what the verifier lets be added to a pointer; more than any buffer here has
 KEEP: Final = 1  # let the result stand, the kernel's own or the one set here
 
@@ -140,7 +143,13 @@ def getsockopt(b: Asm, ctx: SockOpt, settings: Settings) -> None:
     for word in range(4):
         b.r5 = key.server.u32(word)
         address6.sin6_addr[word] = b.r5
-    address6.sin6_scope_id = 0
+    # A link-local address means something on its link only, which the kernel has bound the socket to.
+    b.r4 = 0
+    b.r5 = key.server.u32(0)
+    b.w5 &= be32(LINK_LOCAL_MASK)
+    with b.If(b.w5 == be32(LINK_LOCAL_NET)):
+        b.r4 = sk.bound_dev_if
+    address6.sin6_scope_id = b.r4
     count(b, counters.answered_ipv6)
     b.r2 = SockaddrIn6.sizeof
 

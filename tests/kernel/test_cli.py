@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from loader import bpffs, cli, features, process
+from loader import bpffs, cli, envoy, features, process, run
 from loader.features import Feature, Support
 from loader.features.named import PROBES
 from loader.sys import libc
@@ -564,6 +565,29 @@ def test_run_starts_envoy_and_ends_with_it(site: Site) -> None:
         _, err = process.communicate(timeout=20 * PATIENCE)
     assert process.returncode == 128 + 15, err
     assert "Traceback" not in err
+    assert site.pins() == []
+
+
+def test_a_signal_while_run_brings_the_proxy_up_ends_it(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It comes too late for `up` to turn back, and must not be lost: whoever sent it sends no other."""
+    publish = bpffs.Staging.publish
+
+    def late(staging: bpffs.Staging, *, replace: bool = False) -> Path:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return publish(staging, replace=replace)
+
+    monkeypatch.setattr(bpffs.Staging, "publish", late)
+    monkeypatch.setattr(run, "_wait", lambda *arguments: None)
+    monkeypatch.setattr(envoy, "validate", lambda *arguments: None)
+    monkeypatch.setattr(
+        run, "spawn", lambda argv, place, **streams: process.spawn(["sleep", str(5 * PATIENCE)], place)
+    )
+    config = tmp_path / "envoy.yaml"
+    config.write_text("")
+    outcome = site.run("run", *UP[1:], "--cgroup", str(site.cgroup.path), "--config", str(config))
+    assert outcome.status == 128 + signal.SIGTERM, outcome.err
     assert site.pins() == []
 
 

@@ -209,6 +209,27 @@ def test_every_byte_of_the_answer_is_written(
         assert got.buffer[: size_of(c)] == expected(c, SERVICE)
 
 
+@pytest.mark.parametrize("address", ["fe80::5", "febf::5", "fec0::5", "fd00::5"])
+def test_a_link_local_address_has_the_scope_that_the_kernel_says(
+    rig: Rig, cgroup: Cgroup, address: str
+) -> None:
+    """As getsockname, which but for the port is what was asked: without it nobody can connect there."""
+    add_addresses(f"{address}/64")
+    scope = socket.if_nametoindex("lo") if address.startswith(("fe8", "feb")) else 0
+    with socket.socket(socket.AF_INET6) as listener, socket.socket(socket.AF_INET6) as client:
+        listener.bind(("::", ENVOY))
+        listener.listen()
+        patiently(lambda: client.connect((address, ENVOY, 0, scope)))
+        server, _ = listener.accept()
+        with server, attached(rig, cgroup):
+            rig.put(Flow(address, client.getsockname()[1], address), SERVICE)
+            got = ask(server, SOL_IPV6, ORIGINAL_DST, 28).buffer[:28]
+            name = ctypes.create_string_buffer(28)
+            assert libc().getsockname(server.fileno(), name, ctypes.byref(ctypes.c_int(28))) == 0
+            assert got[:2] + got[4:] == name.raw[:2] + name.raw[4:]
+            assert struct.unpack_from("=I", got, 24)[0] == scope
+
+
 @pytest.mark.parametrize("port", [1, 80, 255, 256, 8000, 65535])
 def test_pythons_own_way_of_asking(rig: Rig, cgroup: Cgroup, port: int) -> None:
     with connection("127.0.0.1", "127.0.0.1") as c, attached(rig, cgroup):

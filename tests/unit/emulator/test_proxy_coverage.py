@@ -356,9 +356,12 @@ def questions(bench: Bench) -> None:
     mapped = dataclasses.replace(v4, family=AF_INET6)
     bench.send(bench.segment(TCP_SYN))
     bench.send(bench.segment(TCP_SYN, 6))
+    local = b"\xfe\x80" + bytes(13) + b"\x01"
+    bench.send(Segment(CLIENT[6], 5000, local, 8000, TCP_SYN, 1, 1, b"").packet(link_header=bench.link))
     for socket in (
         v4,
         v6,
+        dataclasses.replace(v6, src=local, bound_dev_if=3),
         mapped,
         None,
         dataclasses.replace(v4, protocol=17),
