@@ -25,13 +25,30 @@ __all__ = [
 class LoaderError(Exception):
     """Base of all errors of the loader.
 
-    ``hint`` is one sentence that says what to do next; it is empty where there is nothing sensible to say.
+    ``hint`` is one sentence that says what to do next; it is empty where there is nothing sensible to say. A
+    traceback shows it below the error.
     """
+
+    _hint = ""
 
     def __init__(self, message: str, *, hint: str = "") -> None:
         super().__init__(message)
         self.message = message
         self.hint = hint
+
+    @property
+    def hint(self) -> str:
+        """What to do next, or ``""``."""
+        return self._hint
+
+    @hint.setter
+    def hint(self, hint: str) -> None:
+        notes: list[str] = getattr(self, "__notes__", [])
+        if self._hint in notes:
+            notes.remove(self._hint)
+        self._hint = hint
+        if hint:
+            self.add_note(hint)
 
     def __str__(self) -> str:
         return self.message
