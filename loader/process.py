@@ -15,7 +15,7 @@ import signal
 import subprocess
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, TypeVar
@@ -218,6 +218,7 @@ def if_killed(act: Callable[[], object]) -> Iterator[int]:
     try:
         yield child
     finally:
-        os.write(write_end, b".")
+        with suppress(BrokenPipeError):  # somebody has ended the child
+            os.write(write_end, b".")
         os.close(write_end)
         os.waitpid(child, 0)

@@ -19,6 +19,7 @@ import pytest
 from loader import bpffs, cli, envoy, features, process, run
 from loader.features import Feature, Support
 from loader.features.named import PROBES
+from loader.process import if_killed
 from loader.sys import libc
 from programs import tc_ingress
 from programs.packet import Interface
@@ -614,6 +615,20 @@ def test_run_that_is_killed_leaves_nothing(site: Site, tmp_path: Path) -> None:
     while any(alive(int(child)) for child in children):
         assert time.monotonic() < deadline, children
         time.sleep(0.02)
+
+
+def test_who_clears_up_may_be_gone_before(tmp_path: Path) -> None:
+    """It acts where the process dies, not where it goes on, and whoever ends it does no harm."""
+    mark = tmp_path / "acted"
+    with if_killed(mark.touch):
+        pass
+    with if_killed(mark.touch) as child:
+        os.kill(child, signal.SIGKILL)
+        deadline = time.monotonic() + 10
+        while alive(child):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+    assert not mark.exists()
 
 
 def test_run_with_an_envoy_that_fails(site: Site, tmp_path: Path) -> None:
