@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import random
 import re
 from itertools import pairwise
 from xml.etree import ElementTree
@@ -130,14 +131,23 @@ def test_blocks_do_not_overlap_and_edges_lead_down() -> None:
             assert down is (path.get("class") != "back"), path.attrib
 
 
-def test_ways_do_not_lead_behind_taller_blocks() -> None:
+def blocks_at_random(seed: int) -> str:
+    """A function of short and tall blocks that jumps forward."""
+    chosen = random.Random(seed)
+    count = chosen.randint(3, 9)
+    text = ""
+    for number in range(count):
+        text += f"b{number}: " + "r0 += 1\n" * chosen.choice([1, 1, 1, 2, 12])
+        if number < count - 1:
+            to = f"goto b{chosen.randint(number + 1, count - 1)}\n"
+            text += chosen.choices([f"if r1 == {number} {to}", to, ""], [8, 1, 1])[0]
+    return text + "exit"
+
+
+@pytest.mark.parametrize("seed", range(150))
+def test_ways_do_not_lead_behind_taller_blocks(seed: int) -> None:
     """A short block beside a tall one: its ways go down before they go aside."""
-    one, tall = "r0 += 1\n", "r0 += 1\n" * 12
-    words = (
-        f"{one}if r1 == 0 goto b2\n{one}goto b6\nb2: {one}{one}{tall}{one}if r1 == 4 goto b7\n"
-        f"{one}if r1 == 5 goto b6\nb6: {one}if r1 == 6 goto b7\nb7: exit"
-    )
-    root = ElementTree.fromstring(svg(control_flow(assemble(words))))
+    root = ElementTree.fromstring(svg(control_flow(assemble(blocks_at_random(seed)))))
     boxes = [
         tuple(float(rect.attrib[name]) for name in ("x", "y", "width", "height"))
         for rect in root.iter(f"{SVG}rect")
