@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 import sys
 from collections.abc import Callable, Generator, Iterator
 from functools import partial
@@ -66,8 +67,10 @@ def _suite(path: Path) -> str:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Start the notebook."""
+    """Start the notebook, and hear SIGINT: a shell lets what it starts in the background ignore it."""
     config.stash[_LEFT_OUT] = {}
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
