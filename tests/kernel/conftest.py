@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import fcntl
 import os
+import re
 import secrets
 import socket
 import struct
@@ -154,6 +155,7 @@ def run_without() -> Callable[..., str]:
             cwd=Path(__file__).resolve().parents[2],
         )
         assert done.returncode == 1, done
-        return done.stderr.strip().splitlines()[-1]
+        # A hint may follow as a note of the exception.
+        return next(line for line in reversed(done.stderr.splitlines()) if re.match(r"[\w.]+Error: ", line))
 
     return run
