@@ -18,8 +18,8 @@ _SOCKETS = f"{_PROGRAMS}/test_sockops_sk_msg.py"
 # Everything. Random programs are few there, for such a machine is slow: see PYBPFASM_DIFFERENTIAL.
 WHOLE = ("tests/kernel",)
 
-# Chosen for what they ask of the kernel, and for being quick: no random programs, no long transfers.
-QUICK = (
+# For what they ask of the kernel, and for being quick: no random programs, no long transfers.
+CHOSEN = (
     "tests/kernel/test_sys_features.py",
     "tests/kernel/test_sys_clsact.py",
     "tests/kernel/test_sys_attach.py",
@@ -49,7 +49,7 @@ QUICK = (
 WHOLE_FROM = (6, 1)
 BASIC = (
     "tests/kernel/test_sys_clsact.py",
-    *(name for name in QUICK if name.startswith(_INSTANCE)),
+    *(name for name in CHOSEN if name.startswith(_INSTANCE)),
 )
 
 
@@ -73,17 +73,17 @@ class Counter:
 
 
 def run(version: tuple[int, int], arguments: list[str]) -> dict[str, Any]:
-    """Run the kernel tests, with ``--quick`` those of `QUICK`, or those that the arguments name.
+    """Run the tests of `CHOSEN`, with ``--whole`` all kernel tests, or those that the arguments name.
 
     Returns their numbers.
     """
     counter = Counter()
     options = ["-q", "--tb=short", "-p", "no:cacheprovider", "-o", "timeout=600"]
-    quick = "--quick" in arguments
-    arguments = [one for one in arguments if one != "--quick"]
+    whole = "--whole" in arguments
+    arguments = [one for one in arguments if one != "--whole"]
     named = [one for one in arguments if not one.startswith("-")]
     if not named:
-        named = list(BASIC if version < WHOLE_FROM else QUICK if quick else WHOLE)
+        named = list(BASIC if version < WHOLE_FROM else WHOLE if whole else CHOSEN)
     pytest.main([*options, *(one for one in arguments if one.startswith("-")), *named], plugins=[counter])
     for name in counter.failed:
         print(f"failed: {name}", flush=True)
