@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import pytest
 
 from loader import objects
 from loader.cgroup import find_cgroup2
-from loader.process import Place, spawn
+from loader.process import Place, die_with_parent, spawn
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMAND = [sys.executable, "-m", "loader", "demo"]
@@ -91,6 +92,7 @@ def paused() -> Iterator[subprocess.Popen[str]]:
         cwd=ROOT,
         env=os.environ | {"PYTHONUNBUFFERED": "1"},
         start_new_session=True,
+        preexec_fn=partial(die_with_parent, os.getpid()),  # however the tests end
     )
     assert process.stdout is not None
     seen = ""

@@ -17,7 +17,7 @@ import pytest
 
 from loader.cgroup import find_cgroup2
 from loader.playground import CLIENT, CLIENT6, SERVER, SERVER6, Application, Playground, PlaygroundError
-from loader.process import ForkedCallError, Place, call
+from loader.process import ForkedCallError, Place, call, die_with_parent
 from tests.e2e import traffic
 from tests.processes import alive
 
@@ -232,6 +232,7 @@ def start(*arguments: str) -> Started:
         stderr=subprocess.PIPE,
         text=True,
         cwd=Path(__file__).resolve().parents[2],
+        preexec_fn=partial(die_with_parent, os.getpid()),  # however the tests end
     )
     assert process.stdout is not None and process.stderr is not None
     line = process.stdout.readline()
