@@ -155,7 +155,8 @@ def run_without() -> Callable[..., str]:
             cwd=Path(__file__).resolve().parents[2],
         )
         assert done.returncode == 1, done
+        lines = done.stderr.strip().splitlines()
         # A hint may follow as a note of the exception.
-        return next(line for line in reversed(done.stderr.splitlines()) if re.match(r"[\w.]+Error: ", line))
+        return next((line for line in reversed(lines) if re.match(r"[\w.]+Error: ", line)), lines[-1])
 
     return run
