@@ -8,21 +8,19 @@ import struct
 from collections.abc import Mapping, Sequence
 
 from pybpfasm.btf.format import (
-    HEADER_LEN,
     INT_BOOL,
     INT_CHAR,
     INT_SIGNED,
     LINKAGES,
-    MAGIC,
     MAX_NAME,
     MAX_NAME_OFFSET,
     MAX_TYPE,
     MAX_VLEN,
-    VERSION,
     BtfError,
     ByteOrder,
     Kind,
     Linkage,
+    join,
     struct_order,
 )
 
@@ -269,19 +267,7 @@ class BtfBuilder:
                 if not 0 <= ref <= count:
                     raise BtfError(f"BTF type {type_id} refers to type {ref}, but there are {count} types")
             types += struct.pack(f"{self._end}{len(words)}I", *words)
-        strings = self._string_bytes
-        header = struct.pack(
-            f"{self._end}HBBIIIII",
-            MAGIC,
-            VERSION,
-            0,
-            HEADER_LEN,
-            0,
-            len(types),
-            len(types),
-            len(strings),
-        )
-        return header + bytes(types) + bytes(strings)
+        return join(self.byteorder, bytes(types), bytes(self._string_bytes))
 
     def _add(
         self,

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import struct
 from enum import IntEnum
 from typing import Literal, NamedTuple
 
@@ -116,3 +117,19 @@ SIZED = frozenset({Kind.INT, Kind.STRUCT, Kind.UNION, Kind.ENUM, Kind.DATASEC, K
 def struct_order(byteorder: ByteOrder) -> str:
     """The byte order as `struct` spells it."""
     return "<" if byteorder == "little" else ">"
+
+
+def join(byteorder: ByteOrder, types: bytes, strings: bytes) -> bytes:
+    """BTF made of its two sections, *types* and behind them *strings*: ``struct btf_header`` in front."""
+    header = struct.pack(
+        f"{struct_order(byteorder)}HBBIIIII",
+        MAGIC,
+        VERSION,
+        0,
+        HEADER_LEN,
+        0,
+        len(types),
+        len(types),
+        len(strings),
+    )
+    return header + types + strings

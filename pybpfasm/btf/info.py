@@ -58,7 +58,6 @@ class CoreRelo(NamedTuple):
 
 _FUNC_INFO_SIZE, _LINE_INFO_SIZE, _CORE_RELO_SIZE = 8, 16, 16
 _MAX_LINE, _MAX_COL = (1 << 22) - 1, (1 << 10) - 1
-_EXT_HEADER = "HBBIIIII"  # up to line_info; core_relo_off and core_relo_len follow where hdr_len says so
 _EXT_HEADER_LEN = 32
 
 

@@ -15,6 +15,8 @@ from pybpfasm.layout import ByteOrder
 
 __all__ = ["ConfigValue", "config_bytes", "config_layout", "parse_config"]
 
+KCONFIG: Final = ".kconfig"  # the section, and the map
+
 _TRISTATE: Final = {"n": 0, "y": 1, "m": 2}
 _VERSION: Final = "LINUX_KERNEL_VERSION"
 
@@ -66,7 +68,7 @@ def _kind(btf: Btf, var: BtfType) -> tuple[str, int, int, bool]:
     raise ElfError(
         f"{var.name!r} of the kernel's configuration is declared as {btf.declaration(var.type_id)[:80]}: "
         "integers, bool, char, enum libbpf_tristate and arrays of char can be",
-        section=".kconfig",
+        section=KCONFIG,
     )
 
 

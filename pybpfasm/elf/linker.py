@@ -18,6 +18,8 @@ from typing import Final, NoReturn
 from pybpfasm import isa
 from pybpfasm.btf import Btf, BtfError, BtfExt, CoreRelo, FuncInfo, Kind, LineInfo, Linkage
 from pybpfasm.core import CoreKind, same_declaration
+from pybpfasm.elf.debug import parse_btf
+from pybpfasm.elf.definition import read_definition
 from pybpfasm.elf.file import ElfFile, FileSection, FileSymbol
 from pybpfasm.elf.format import (
     R_BPF_64_32,
@@ -38,7 +40,7 @@ from pybpfasm.elf.format import (
     STT_SECTION,
     ElfError,
 )
-from pybpfasm.elf.object import data_layout, map_fields
+from pybpfasm.elf.kernel_btf import data_layout
 from pybpfasm.elf.reader import RawObject, Relocation, Section, Symbol, read_raw
 from pybpfasm.elf.types import TypeTable
 from pybpfasm.errors import PybpfasmError
@@ -90,16 +92,7 @@ class _Input:
     @classmethod
     def read(cls, name: str, data: bytes) -> _Input:
         raw = read_raw(data)
-        section = raw.by_name(".BTF")
-        btf, ext = None, BtfExt()
-        if section is not None and section.data:
-            btf = Btf.parse(section.data)
-            btf.validate()
-            if btf.byteorder != raw.byteorder:
-                raise BtfError(f"{btf.byteorder}-endian types in a {raw.byteorder}-endian object")
-            records = raw.by_name(".BTF.ext")
-            if records is not None and records.data:
-                ext = BtfExt.parse(records.data, btf)
+        btf, ext = parse_btf(raw)
         found = cls(name, raw, btf, ext)
         if btf is not None:
             for t in btf.types:
@@ -265,8 +258,7 @@ class _Linker:
             self._differ(known, found, "one is a function, the other a variable")
         one, other = mine.type(one).type_id, theirs.type(other).type_id
         if any(name == ".maps" for name in sections):
-            first, second = map_fields(mine, one, known.name), map_fields(theirs, other, found.name)
-            if first != second:
+            if read_definition(mine, one, known.name) != read_definition(theirs, other, found.name):
                 self._differ(known, found, "the maps differ")
             return
         if not same_declaration(mine, one, theirs, other):

@@ -1,22 +1,13 @@
 # SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only
-"""BTF of several sources in one object, and the BTF of an object as the kernel takes it."""
+"""BTF of several sources in one object."""
 
 from __future__ import annotations
 
 import bisect
-import struct
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 
-from pybpfasm.btf import Btf, BtfBuilder, BtfError, BtfType, Kind
-from pybpfasm.btf.format import (
-    ELEMENT_WORDS,
-    FIXED_WORDS,
-    HEADER_LEN,
-    MAGIC,
-    REFERENCES,
-    VERSION,
-    struct_order,
-)
+from pybpfasm.btf import Btf, BtfBuilder, BtfType, Kind
+from pybpfasm.btf.format import ELEMENT_WORDS, FIXED_WORDS, REFERENCES
 
 # For each kind with elements: which of an element's words is a name, and which a type.
 _NAMED_ELEMENTS = frozenset({Kind.STRUCT, Kind.UNION, Kind.ENUM, Kind.ENUM64, Kind.FUNC_PROTO})
@@ -213,44 +204,3 @@ def _circles(needs: Mapping[int, list[int]]) -> list[list[int]]:
                     on_stack.difference_update(stack[at:])
                     del stack[at:]
     return found
-
-
-Layout = tuple[int, list[tuple[int, int, int]]]
-
-
-def for_kernel(btf: Btf, layout: Callable[[BtfType], Layout | None], hidden: Collection[str] = ()) -> bytes:
-    """The BTF of an object file as ``BPF_BTF_LOAD`` takes it; ids and string offsets stay.
-
-    *layout* gives the size and the entries of a data section, which compilers leave open, or ``None`` where
-    the file has no such section: that is one of externs, which no kernel takes, and becomes an empty
-    structure, as does a variable of type void. External functions become typedefs, external variables plain
-    ones; functions in *hidden* become
-    static, so that the verifier looks into them where they are called. Raises `BtfError`.
-    """
-    end = struct_order(btf.byteorder)
-    out = bytearray()
-    for type_id in range(1, btf.count):
-        t = btf.type(type_id)
-        name, info, third, words = t._word(0), t._word(1), t._word(2), words_of(t)
-        if t.kind == Kind.DATASEC:
-            found = layout(t)
-            if found is None:
-                name, info, third, words = 0, Kind.STRUCT << 24, 0, []
-            else:
-                third, entries = found
-                words = [word for entry in entries for word in entry]
-                info = len(entries) | Kind.DATASEC << 24
-        elif t.kind == Kind.FUNC and t.vlen > 1:
-            info = Kind.TYPEDEF << 24
-        elif t.kind == Kind.FUNC and t.name in hidden:
-            info = Kind.FUNC << 24
-        elif t.kind == Kind.VAR and words[0] > 1:
-            words = [1]
-            if btf.resolve(third).kind == Kind.VOID:
-                name, info, third, words = 0, Kind.STRUCT << 24, 0, []
-        out += struct.pack(f"{end}{3 + len(words)}I", name, info, third, *words)
-    strings = btf._strings
-    if len(out) > 1 << 24:
-        raise BtfError(f"the BTF types take {len(out)} bytes, more than the kernel loads")
-    header = struct.pack(f"{end}HBBIIIII", MAGIC, VERSION, 0, HEADER_LEN, 0, len(out), len(out), len(strings))
-    return header + bytes(out) + strings

@@ -46,7 +46,8 @@ from pybpfasm.elf.format import (
     is_data_section,
     section_of,
 )
-from pybpfasm.elf.object import KCONFIG, ObjectMap
+from pybpfasm.elf.kconfig import KCONFIG
+from pybpfasm.elf.maps import ObjectMap
 from pybpfasm.elf.types import TypeTable
 from pybpfasm.extern import Extern
 from pybpfasm.instruction import SLOT_SIZE, Instruction, encode
