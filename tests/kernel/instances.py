@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from loader import cli, features, objects
+from loader import cli, features, objects, tc_clsact
 from loader import sys as bpf_sys
 from loader.bpffs import BpfFs
 from loader.cgroup import Cgroup
@@ -26,6 +26,7 @@ from loader.netns import NetNs
 from loader.process import mount
 from loader.sys import libc
 from pybpfasm.kernel.enums import AttachType, Cmd
+from tests.requires import requires
 
 # Commands that make or change something.
 CHANGING = frozenset(
@@ -110,13 +111,27 @@ class Site:
 
     def attached(self, ifindex: int = 1) -> list[int]:
         """The ids of all programs at the hooks of an interface and of the cgroup, in a fixed order."""
-        found: list[int] = []
-        if features.probe(features.Feature.TCX).supported:
-            for attach_type in (AttachType.TCX_INGRESS, AttachType.TCX_EGRESS):
-                found += objects.prog_query(ifindex, attach_type).prog_ids
+        found = tc_programs(ifindex, AttachType.TCX_INGRESS) + tc_programs(ifindex, AttachType.TCX_EGRESS)
         for attach_type in (AttachType.CGROUP_GETSOCKOPT, AttachType.CGROUP_SOCK_OPS):
             found += objects.prog_query(self.cgroup.fd, attach_type).prog_ids
         return found
+
+
+def tc_programs(ifindex: int, attach_type: AttachType) -> list[int]:
+    """The ids of the programs at an interface, those of TCX and those of clsact filters."""
+    found: list[int] = []
+    if features.probe(features.Feature.TCX).supported:
+        found += objects.prog_query(ifindex, attach_type).prog_ids
+    return found + [one.prog_id for one in tc_clsact.filters(ifindex, attach_type)]
+
+
+@pytest.fixture(params=[pytest.param("tcx", marks=requires(features.Feature.TCX)), "clsact"])
+def method(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Both ways of attaching to an interface."""
+    if request.param == "clsact":
+        monkeypatch.setenv("PYBPFASM_ATTACH", "clsact")
+    assert isinstance(request.param, str)
+    return request.param
 
 
 @pytest.fixture

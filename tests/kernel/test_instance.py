@@ -28,12 +28,15 @@ from tests.kernel.instances import (
     add_dummy,
     delete_interface,
     files,
+    method,
     rename_interface,
     site,
     tapped,
+    tc_programs,
 )
+from tests.requires import requires
 
-__all__ = ["site"]
+__all__ = ["method", "site"]
 
 INGRESS, EGRESS = AttachType.TCX_INGRESS, AttachType.TCX_EGRESS
 SOL_IP, SO_ORIGINAL_DST = 0, 80
@@ -46,15 +49,6 @@ FLOW = MAPPED + b"\x0a\0\0\x14" + MAPPED + b"\x0a\0\0\x01" + (40000).to_bytes(2,
 def stranger(b: Asm, ctx: SkBuff) -> None:
     b.r0 = TcxAction.NEXT
     b.exit()
-
-
-@pytest.fixture(params=["tcx", "clsact"])
-def method(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Both ways of attaching to an interface."""
-    if request.param == "clsact":
-        monkeypatch.setenv("PYBPFASM_ATTACH", "clsact")
-    assert isinstance(request.param, str)
-    return request.param
 
 
 def ids(status: dict[str, Any], what: str) -> dict[str, int]:
@@ -145,6 +139,7 @@ def test_without_acceleration(site: Site) -> None:
     assert status["settings"]["accelerate"] is False
 
 
+@requires(features.Feature.TCX)
 def test_our_programs_come_first(site: Site) -> None:
     """One before ours that ends the chain would let traffic past the proxy."""
     with Program.load(stranger.build()) as program, Link.tcx(program, 1, INGRESS):
@@ -161,18 +156,19 @@ def test_our_programs_come_first(site: Site) -> None:
 def test_interfaces_with_dots_and_of_other_kinds(site: Site) -> None:
     index = add_dummy("eth0.100")
     site.up("--iface", "lo", iface="eth0.100")
-    assert "tcx_ingress_eth0%2E100" in files(site.fs.path("default") / "links")
+    if features.probe(features.Feature.TCX).supported:
+        assert "tcx_ingress_eth0%2E100" in files(site.fs.path("default") / "links")
     status = site.status()
     assert status["drift"] == []
     assert status["settings"]["interfaces"] == ["eth0.100", "lo"]
-    assert len(prog_query(index, INGRESS).entries) == 1
+    assert len(tc_programs(index, INGRESS)) == 1
     tags = {h["interface"]: h["program"]["tag"] for h in status["hooks"] if h["hook"] == "ingress"}
     assert tags["lo"] != tags["eth0.100"], "lo has a program of its own"
 
 
 def test_an_interface_named_twice_is_attached_to_once(site: Site) -> None:
     site.up("--iface", "lo")
-    assert len(prog_query(1, INGRESS).entries) == 1
+    assert len(tc_programs(1, INGRESS)) == 1
 
 
 def test_the_settings_map_can_only_be_read(site: Site) -> None:
@@ -215,7 +211,7 @@ def test_other_settings_take_the_place_of_the_old(site: Site, method: str, words
     if method == "tcx":
         assert ids(after, "link") == ids(before, "link"), "changed in one step"
     assert not set(ids(after, "program").values()) & set(ids(before, "program").values())
-    assert len(site.attached()) == (4 if method == "tcx" else 2)
+    assert len(site.attached()) == 4
     site.down()
     assert site.pins() == []
     assert clsact_interfaces() == []
@@ -246,8 +242,8 @@ def test_interfaces_come_and_go(site: Site, method: str) -> None:
     assert {h["interface"] for h in after["hooks"] if h["hook"] == "ingress"} == {"eth7"}
     assert after["drift"] == []
     assert ids(after, "map") == ids(before, "map")
-    # Two on the cgroup, and with TCX two on the interface.
-    assert (len(site.attached(1)), len(site.attached(index))) == (2, 4 if method == "tcx" else 2)
+    # Two on the cgroup, and two on the interface.
+    assert (len(site.attached(1)), len(site.attached(index))) == (2, 4)
 
 
 def test_another_cgroup(site: Site, make_cgroup: Callable[[], Cgroup]) -> None:
@@ -260,6 +256,7 @@ def test_another_cgroup(site: Site, make_cgroup: Callable[[], Cgroup]) -> None:
     assert site.status()["settings"]["cgroup_id"] == site.cgroup.id
 
 
+@requires(features.Feature.TCX)
 def test_from_one_method_to_the_other(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     site.up()
     flows = ids(site.status(), "map")["flows"]
@@ -519,6 +516,7 @@ def test_a_renamed_interface_is_followed(site: Site) -> None:
     assert set(ids(status, "link").values()) == links
 
 
+@requires(features.Feature.TCX)
 def test_a_replaced_program_is_drift_and_up_puts_it_right(site: Site) -> None:
     site.up()
     with Link.from_pin(site.fs.path("default") / "links/tcx_ingress_lo") as link:
@@ -541,8 +539,8 @@ def test_a_replaced_program_is_drift_and_up_puts_it_right(site: Site) -> None:
         "ports",
         "interfaces",
         "links/getsockopt",
-        "links/tcx_ingress_lo",
-        "links/sk_msg",
+        pytest.param("links/tcx_ingress_lo", marks=requires(features.Feature.TCX)),
+        pytest.param("links/sk_msg", marks=requires(features.Feature.SOCKMAP_LINK)),
         "maps/flows",
         "maps/counters",
         "programs/getsockopt",
@@ -592,6 +590,7 @@ def test_a_cgroup_that_goes_is_drift(site: Site, make_cgroup: Callable[[], Cgrou
     site.down()
 
 
+@requires(features.Feature.TCX)
 def test_a_stranger_before_us_is_drift(site: Site) -> None:
     site.up()
     with Program.load(stranger.build()) as program, Link.tcx(program, 1, INGRESS, first=True):
@@ -617,9 +616,9 @@ def test_a_namespace_that_goes_takes_the_hooks_along(site: Site, method: str) ->
     path = f"/proc/self/fd/{there.netns.fd}"
     site.up("--netns", path)
     assert site.status()["drift"] == []
-    assert prog_query(1, INGRESS).entries == (), "not in this namespace"
+    assert tc_programs(1, INGRESS) == [], "not in this namespace"
     with there.enter():
-        assert len(prog_query(1, INGRESS).entries) == (1 if method == "tcx" else 0)
+        assert len(tc_programs(1, INGRESS)) == 1
     there.close()
     deadline = time.monotonic() + 5
     while not any("namespace" in line for line in site.status()["drift"]) and time.monotonic() < deadline:

@@ -19,25 +19,28 @@ from loader.bpffs import BpfFs
 from loader.cgroup import Cgroup
 from loader.features import Support
 from loader.netns import NetNs
-from loader.objects import Map, prog_query
+from loader.objects import Map
 from loader.process import mount
 from loader.sys import libc
 from pybpfasm.kernel.enums import AttachType
-from tests.kernel.instances import Outcome, Site, Tap, add_dummy, fail, in_child, send, site, tapped
+from tests.kernel.instances import (
+    Outcome,
+    Site,
+    Tap,
+    add_dummy,
+    fail,
+    in_child,
+    method,
+    send,
+    site,
+    tapped,
+    tc_programs,
+)
 
-__all__ = ["site"]
+__all__ = ["method", "site"]
 
 ROOT = Path(__file__).resolve().parents[2]
 UP = ["up", "--iface", "lo", "--ports", "8000"]
-
-
-@pytest.fixture(params=["tcx", "clsact"])
-def method(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Both ways of attaching to an interface."""
-    if request.param == "clsact":
-        monkeypatch.setenv("PYBPFASM_ATTACH", "clsact")
-    assert isinstance(request.param, str)
-    return request.param
 
 
 def filters() -> list[str]:
@@ -220,7 +223,7 @@ def test_kill_leaves_nothing_that_the_next_does_not_remove(site: Site, method: s
             # Whatever was reached, tidying leaves alone what is up, and up brings it to what it should be.
             site.down("--name", "another")
             hooks = 3 if status == -signal.SIGKILL else 4
-            assert len(site.attached()) == (hooks if method == "tcx" else hooks - 2), f"call {step}"
+            assert len(site.attached()) == hooks, f"call {step}"
             assert len(filters()) == (0 if method == "tcx" else 3), f"call {step}"
             assert not any("detached" in line or "gone" in line for line in site.status()["drift"])
             site.up("--no-accelerate")
@@ -228,7 +231,7 @@ def test_kill_leaves_nothing_that_the_next_does_not_remove(site: Site, method: s
             assert status_now["drift"] == [], f"call {step}"
             assert {m["map"]: m["id"] for m in status_now["maps"]}["flows"] == flows
             assert [p for p in site.pins() if "staging" in p] == []
-            assert len(site.attached()) == (3 if method == "tcx" else 1)
+            assert len(site.attached()) == 3
             assert len(filters()) == (0 if method == "tcx" else 3)
     if not first:
         site.down()
@@ -285,16 +288,16 @@ def test_the_lock_is_waited_for(site: Site, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def start(site: Site, *words: str) -> subprocess.Popen[str]:
-    """The command line as users run it, in this thread's namespaces."""
+    """The command line as users run it, in this thread's namespaces; accelerated where the kernel can."""
     argv = [sys.executable, "-m", "loader", *words, "--bpffs", str(site.fs.root)]
     if words[0] == "up":
-        argv += ["--cgroup", str(site.cgroup.path)]
+        argv += ["--cgroup", str(site.cgroup.path), "--accelerate", "always"]
     return subprocess.Popen(argv, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def finish(process: subprocess.Popen[str]) -> Outcome:
     """Wait for a command."""
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=300)
     return Outcome(process.returncode, out, err)
 
 
@@ -406,4 +409,4 @@ def test_two_at_once_mount_one(unmounted: Callable[..., int], tmp_path: Path) ->
     assert unmounted("down", "--name", "a") == 0
     assert unmounted("down", "--name", "b") == 0
     assert bpf_mounts() == []
-    assert prog_query(1, AttachType.TCX_INGRESS).entries == ()
+    assert tc_programs(1, AttachType.TCX_INGRESS) == []
