@@ -20,11 +20,11 @@ KALLSYMS: Final = Path("/proc/kallsyms")
 
 def kernel_types() -> Btf:
     """The running kernel's own BTF; raises `UsageError` where the kernel was built without it."""
-    from pybpfasm.btf import Btf
+    from pybpfasm.btf import Btf, BtfError
 
     try:
         return Btf.parse(VMLINUX.read_bytes())
-    except OSError as error:
+    except (OSError, BtfError) as error:
         raise UsageError(
             f"this kernel shows no types of its own: {error}",
             hint="CO-RE and kernel functions need a kernel with CONFIG_DEBUG_INFO_BTF=y",

@@ -296,27 +296,28 @@ class ProgramSpec:
         return self._debug
 
     def _build_debug_info(self) -> tuple[bytes, bytes, bytes]:
-        import struct
+        from pybpfasm.btf import BtfBuilder, Linkage, pack_func_info, pack_line_info
 
-        from pybpfasm.btf import BtfBuilder, Linkage
-
-        order = "<" if self.byteorder == "little" else ">"
         builder = BtfBuilder(self.byteorder)
         integer = builder.add_int("int", 4, signed=True)
         word = builder.add_int("unsigned long long", 8)
-        func_info = []
+        functions = []
         for function in self.functions:
             arguments = [(argument, word) for argument in function.arguments]
             if function.context is not None:
                 arguments.insert(0, ("ctx", self._context_pointer(builder, function.context)))
             proto = builder.add_func_proto(integer, arguments)
             linkage = Linkage.STATIC if function.context is None else Linkage.GLOBAL
-            func_info.append(
-                struct.pack(order + "II", function.slot, builder.add_func(function.name, proto, linkage))
-            )
+            functions.append((function.slot, builder.add_func(function.name, proto, linkage)))
+        func_info = pack_func_info(functions, self.byteorder)
+        line_info = pack_line_info(self._line_records(builder), self.byteorder)
+        return builder.to_bytes(), func_info, line_info
+
+    def _line_records(self, builder: BtfBuilder) -> Iterator[tuple[int, int, int, int, int]]:
+        """The fields of a `LineInfo` wherever the Python line changes; strings are added to *builder*."""
+        from pybpfasm.btf.info import MAX_LINE
+
         starts = {function.slot for function in self.functions}
-        records = []
-        pack = struct.Struct(order + "IIII").pack
         last_file, last_line = "", -1
         for slot, insn in zip(self._starts, self.instructions, strict=True):
             if insn.origin is None and slot not in starts:
@@ -326,10 +327,7 @@ class ProgramSpec:
             if line == last_line and filename == last_file and slot not in starts:
                 continue
             last_file, last_line = filename, line
-            records.append(
-                pack(slot, builder.string(filename), builder.string(text), min(line, (1 << 22) - 1) << 10)
-            )
-        return builder.to_bytes(), b"".join(func_info), b"".join(records)
+            yield slot, builder.string(filename), builder.string(text), min(line, MAX_LINE), 0
 
     @staticmethod
     def _context_pointer(builder: BtfBuilder, context: type[Struct]) -> int:

@@ -15,7 +15,6 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from loader import sys as bpf_sys
@@ -181,8 +180,8 @@ def kfunc(kind: ProgType, name: str) -> Answer:
         return Support.INCONCLUSIVE, f"{kind.name} programs are for one function of the kernel each", 0
     try:
         found = _vmlinux().by_name(name, Kind.FUNC)
-    except (OSError, LoaderError) as error:
-        return Support.INCONCLUSIVE, f"the kernel's BTF cannot be read: {error}", 0
+    except LoaderError as error:
+        return Support.INCONCLUSIVE, str(error), 0
     if found is None:
         return Support.UNSUPPORTED, f"the kernel's BTF has no function {name}", 0
     instruction = Instruction(isa.OP_CALL, src=isa.CallKind.KFUNC, imm=found.id)
@@ -306,8 +305,8 @@ def _named(enumeration: str, name: str) -> Answer:
     """Look a name up in the BTF of the running kernel."""
     try:
         names = _names(enumeration)
-    except (OSError, LoaderError) as error:
-        return Support.INCONCLUSIVE, f"the kernel's BTF cannot be read: {error}", 0
+    except LoaderError as error:
+        return Support.INCONCLUSIVE, str(error), 0
     if name in names:
         return yes(f"the kernel's BTF has {name}")
     return Support.UNSUPPORTED, f"the kernel's BTF has no {name}", 0
@@ -322,13 +321,10 @@ def _names(enumeration: str) -> frozenset[str]:
 
 @cache
 def _vmlinux() -> KernelBtf:
-    """The running kernel's BTF. Raises OSError and LoaderError."""
-    from pybpfasm.btf import Btf, BtfError
+    """The running kernel's BTF; raises LoaderError."""
+    from loader.vmlinux import kernel_types
 
-    try:
-        return Btf.parse(Path("/sys/kernel/btf/vmlinux").read_bytes())
-    except BtfError as error:
-        raise LoaderError(str(error)) from None
+    return kernel_types()
 
 
 # --- links --------------------------------------------------------------------------------------------------

@@ -57,16 +57,16 @@ class CoreRelo(NamedTuple):
 
 
 _FUNC_INFO_SIZE, _LINE_INFO_SIZE, _CORE_RELO_SIZE = 8, 16, 16
-_MAX_LINE, _MAX_COL = (1 << 22) - 1, (1 << 10) - 1
+MAX_LINE, MAX_COL = (1 << 22) - 1, (1 << 10) - 1
 _EXT_HEADER_LEN = 32
 
 
 def pack_func_info(records: Iterable[FuncInfo | tuple[int, int]], byteorder: ByteOrder = "little") -> bytes:
     """The records of ``func_info``, 8 bytes each; raises `BtfError` where ``insn_off`` does not ascend."""
+    pack = struct.Struct(f"{struct_order(byteorder)}2I").pack
     out = bytearray()
     last = -1
-    for record in records:
-        insn_off, type_id = record
+    for insn_off, type_id in records:
         if not last < insn_off <= 0xFFFFFFFF:
             raise BtfError(
                 f"func_info at instruction {insn_off} doesn't follow {last}; the kernel wants ascending order"
@@ -74,7 +74,7 @@ def pack_func_info(records: Iterable[FuncInfo | tuple[int, int]], byteorder: Byt
         if not 0 < type_id <= MAX_TYPE:
             raise BtfError(f"func_info at instruction {insn_off}: type id {type_id} is out of range")
         last = insn_off
-        out += struct.pack(f"{struct_order(byteorder)}2I", insn_off, type_id)
+        out += pack(insn_off, type_id)
     return bytes(out)
 
 
@@ -85,24 +85,23 @@ def pack_line_info(
 
     A column above 1023 can't be expressed, it is stored as 1023.
     """
+    pack = struct.Struct(f"{struct_order(byteorder)}4I").pack
     out = bytearray()
     last = -1
-    for record in records:
-        insn_off, file_name_off, line_off, line, col = record
+    for insn_off, file_name_off, line_off, line, col in records:
         if not last < insn_off <= 0xFFFFFFFF:
             raise BtfError(
                 f"line_info at instruction {insn_off} doesn't follow {last}; the kernel wants ascending order"
             )
-        if not 0 <= line <= _MAX_LINE:
-            raise BtfError(f"line_info at instruction {insn_off}: line {line} is outside 0..{_MAX_LINE}")
+        if not 0 <= line <= MAX_LINE:
+            raise BtfError(f"line_info at instruction {insn_off}: line {line} is outside 0..{MAX_LINE}")
         if col < 0:
             raise BtfError(f"line_info at instruction {insn_off}: column {col} is negative")
-        for offset in (file_name_off, line_off):
-            if not 0 <= offset <= MAX_NAME_OFFSET:
-                raise BtfError(f"line_info at instruction {insn_off}: string offset {offset} is out of range")
+        if not (0 <= file_name_off <= MAX_NAME_OFFSET and 0 <= line_off <= MAX_NAME_OFFSET):
+            offset = line_off if 0 <= file_name_off <= MAX_NAME_OFFSET else file_name_off
+            raise BtfError(f"line_info at instruction {insn_off}: string offset {offset} is out of range")
         last = insn_off
-        packed = line << 10 | min(col, _MAX_COL)
-        out += struct.pack(f"{struct_order(byteorder)}4I", insn_off, file_name_off, line_off, packed)
+        out += pack(insn_off, file_name_off, line_off, line << 10 | min(col, MAX_COL))
     return bytes(out)
 
 
@@ -117,10 +116,11 @@ def unpack_line_info(
     data: bytes, byteorder: ByteOrder = "little", rec_size: int = _LINE_INFO_SIZE
 ) -> list[LineInfo]:
     """The records in *data*, as with `unpack_func_info`."""
-    return [
-        LineInfo(insn, file, text, packed >> 10, packed & _MAX_COL)
-        for insn, file, text, packed in _records(data, byteorder, rec_size, _LINE_INFO_SIZE, "line_info")
-    ]
+    return [_line(*words) for words in _records(data, byteorder, rec_size, _LINE_INFO_SIZE, "line_info")]
+
+
+def _line(insn_off: int, file_name_off: int, line_off: int, packed: int) -> LineInfo:
+    return LineInfo(insn_off, file_name_off, line_off, packed >> 10, packed & MAX_COL)
 
 
 def _records(
@@ -218,10 +218,7 @@ class BtfExt:
                 if name == "func_info":
                     ext.func_info.setdefault(section, []).extend(FuncInfo(*r) for r in records)
                 elif name == "line_info":
-                    ext.line_info.setdefault(section, []).extend(
-                        LineInfo(insn, file, text, packed >> 10, packed & _MAX_COL)
-                        for insn, file, text, packed in records
-                    )
+                    ext.line_info.setdefault(section, []).extend(_line(*r) for r in records)
                 else:
                     ext.core_relo.setdefault(section, []).extend(CoreRelo(*r) for r in records)
         return ext

@@ -7,6 +7,7 @@ import struct
 import sys
 from array import array
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 
 from pybpfasm.btf.ctext import CWriter
 from pybpfasm.btf.format import (
@@ -31,6 +32,7 @@ from pybpfasm.btf.format import (
     Kind,
     Member,
     Param,
+    struct_order,
 )
 
 __all__ = ["Btf", "BtfType"]
@@ -239,7 +241,7 @@ class Btf:
             self.byteorder = "big"
         else:
             raise BtfError(f"not BTF: the first two bytes are {data[:2].hex(' ')}, not eb 9f in either order")
-        end = "<" if self.byteorder == "little" else ">"
+        end = struct_order(self.byteorder)
         version, _flags, header_len, type_off, type_len, str_off, str_len = struct.unpack_from(
             f"{end}BBIIIII", data, 2
         )
@@ -271,7 +273,6 @@ class Btf:
         self._strings_start: int = base._strings_start + len(base._strings) if base else 0
         self._first_id: int = base.count if base else 1
         self._data_start = type_start
-        self._names: dict[int, list[int]] | None = None
         words = array("I", bytes(data[type_start : type_start + type_len]))
         if sys.byteorder != self.byteorder:
             words.byteswap()
@@ -374,22 +375,38 @@ class Btf:
         """Every type of this name, in the order of ids; those of the base are not among them."""
         if not name:
             return []
-        if self._names is None:
-            names: dict[int, list[int]] = {}
-            words = self._words
-            for type_id, at in enumerate(self._at, self._first_id):
-                names.setdefault(words[at], []).append(type_id)
-            self._names = names
+        first, others = self._names
         ids: list[int] = []
         pattern = name.encode("utf-8", "surrogateescape") + b"\0"
         for strings, start in self._string_sections():
             # A name may be the tail of a longer string, so every place where it ends a string counts.
             found = strings.find(pattern)
             while found >= 0:
-                ids += self._names.get(start + found, ())
+                if start + found in first:
+                    ids += (first[start + found], *others.get(start + found, ()))
                 found = strings.find(pattern, found + 1)
         types = [self.type(type_id) for type_id in sorted(ids)]
         return [t for t in types if kind is None or t.kind == kind]
+
+    @cached_property
+    def _names(self) -> tuple[dict[int, int], dict[int, list[int]]]:
+        """The first type that has a string as its name, and the others, by the string's offset.
+
+        A kernel has 70 000 names and nearly each once: a list for every one of them would take longer than
+        all the rest.
+        """
+        first: dict[int, int] = {}
+        others: dict[int, list[int]] = {}
+        words = self._words
+        for type_id, at in enumerate(self._at, self._first_id):
+            name = words[at]
+            if not name:
+                continue
+            if name in first:
+                others.setdefault(name, []).append(type_id)
+            else:
+                first[name] = type_id
+        return first, others
 
     def _string_sections(self) -> Iterator[tuple[bytes, int]]:
         btf: Btf | None = self
