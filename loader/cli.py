@@ -228,7 +228,11 @@ def _parser() -> tuple[Parser, dict[str, argparse.ArgumentParser]]:
     )
     down.add_argument("--json", action="store_true", help="print facts as JSON")
 
-    status = command("status", "what is attached, what it did, and what is not as it should be")
+    status = command(
+        "status",
+        "what is attached, what it did, and what is not as it should be",
+        "exit status: 0 all is as it should be, 1 it is not, or nothing is up",
+    )
     _add_instance(status)
     status.add_argument("--json", action="store_true", help="print facts as JSON")
     status.add_argument(
@@ -259,7 +263,11 @@ def _parser() -> tuple[Parser, dict[str, argparse.ArgumentParser]]:
     )
     run.add_argument("envoy_arguments", nargs="*", metavar="-- ARGUMENT", help="arguments for Envoy")
 
-    doctor = command("doctor", "what this host and kernel offer, what is missing, and what to do about it")
+    doctor = command(
+        "doctor",
+        "what this host and kernel offer, what is missing, and what to do about it",
+        "exit status: 0 the proxy can run here, 1 it cannot",
+    )
     doctor.add_argument("--json", action="store_true", help="print facts as JSON")
     doctor.add_argument(
         "--all",
@@ -484,12 +492,11 @@ def _status(arguments: argparse.Namespace) -> int:
         raise UsageError(
             f"--watch takes a number of seconds above 0, at most {LONGEST_WATCH}", hint="write --watch 1"
         )
+    clears = sys.stdout is not None and sys.stdout.isatty() and os.environ.get("TERM") not in ("dumb", None)
     while True:
-        if not arguments.json and sys.stdout is not None and sys.stdout.isatty():
+        if clears and not arguments.json:
             print("\x1b[H\x1b[2J", end="")
-        code = _status_once(arguments)
-        if code != DONE:
-            return code
+        _status_once(arguments)
         print(end="", flush=True)
         time.sleep(arguments.watch)
 
@@ -510,7 +517,7 @@ def _status_once(arguments: argparse.Namespace) -> int:
         _print_json(found)
     else:
         render(found)
-    return DONE
+    return DONE if found["healthy"] else FAILED
 
 
 def _dump(arguments: argparse.Namespace) -> int:

@@ -10,24 +10,16 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
-from enum import Enum
 from pathlib import Path
 from typing import Any, Final
 
 from loader.capabilities import missing_capabilities
 from loader.errors import LoaderError
 from loader.features import Feature, Support, forget, probe_all
+from loader.health import SIGNS, Verdict
 from loader.plan import NEEDED
 
 __all__ = ["Finding", "Verdict", "examine", "run"]
-
-
-class Verdict(Enum):
-    """How serious a finding is."""
-
-    GOOD = "good"
-    NOTE = "note"  # the proxy works, with less
-    BAD = "bad"  # the proxy does not work
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,8 +234,6 @@ def _bad(findings: Iterable[Finding]) -> list[str]:
 
 # --- for people ---------------------------------------------------------------------------------------------
 
-_SIGNS: Final = {Verdict.GOOD: "✓", Verdict.NOTE: "!", Verdict.BAD: "✗"}
-
 
 def _print(everything: bool, out: Callable[[str], None]) -> list[Finding]:
     """Print as findings come; lines are broken for a terminal, and left whole for what else may read them."""
@@ -251,7 +241,7 @@ def _print(everything: bool, out: Callable[[str], None]) -> list[Finding]:
     for finding in examine():
         findings.append(finding)
         found = "" if finding.found == "there" else f": {finding.found}"
-        _paragraph(out, f"{_SIGNS[finding.verdict]} ", f"{finding.what}{found}")
+        _paragraph(out, f"{SIGNS[finding.verdict]} ", f"{finding.what}{found}")
         if finding.advice:
             _paragraph(out, "    → ", finding.advice)
     if everything:
@@ -260,9 +250,9 @@ def _print(everything: bool, out: Callable[[str], None]) -> list[Finding]:
         for group in groups():
             out(f"\n{group.title}: {group.summary}")
             for line in group.there if group.lines else [", ".join(group.there)]:
-                _paragraph(out, f"{_SIGNS[Verdict.GOOD]} ", line)
+                _paragraph(out, f"{SIGNS[Verdict.GOOD]} ", line)
             for words, reason in group.lacking:
-                _paragraph(out, f"{_SIGNS[Verdict.NOTE]} ", f"{words}: {reason}")
+                _paragraph(out, f"{SIGNS[Verdict.NOTE]} ", f"{words}: {reason}")
     bad = _bad(findings)
     verdict = f"The proxy cannot run here yet: {', '.join(bad)}." if bad else "The proxy can run here."
     out("")

@@ -39,7 +39,8 @@ __all__ = [
 
 NAMED = Path("/run/netns")  # where ip-netns(8) keeps the named ones
 _CLONE_NEWNET = 0x40000000  # linux/sched.h
-_SIOCGIFHWADDR = 0x8927  # linux/sockios.h
+_SIOCGIFFLAGS, _SIOCGIFHWADDR = 0x8913, 0x8927  # linux/sockios.h
+_IFF_UP = 1  # linux/if.h
 _NSFS_MAGIC = 0x6E736673  # linux/magic.h
 _NS_GET_NSTYPE = 0xB703  # linux/nsfs.h, from 4.11
 
@@ -233,11 +234,20 @@ def interface_name(index: int) -> str | None:
         return None
 
 
+def interface_is_up(name: str) -> bool:
+    """Whether an interface has been set up; raises OSError if there is none of that name."""
+    return bool(_ask_interface(name, _SIOCGIFFLAGS) & _IFF_UP)
+
+
 def _link_type(name: str) -> int:
-    # struct ifreq: the name in 16 bytes, then a struct sockaddr whose sa_family is the ARPHRD_* number.
-    request = struct.pack("16s24x", name.encode())
+    # A struct sockaddr, whose sa_family is the ARPHRD_* number.
+    return _ask_interface(name, _SIOCGIFHWADDR)
+
+
+def _ask_interface(name: str, request: int) -> int:
+    """The first 16 bits behind the name in the ``struct ifreq`` that answers a request."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as probe:
-        answer = fcntl.ioctl(probe.fileno(), _SIOCGIFHWADDR, request)
+        answer = fcntl.ioctl(probe.fileno(), request, struct.pack("16s24x", os.fsencode(name)))
     return int(struct.unpack_from("=H", answer, 16)[0])
 
 

@@ -5,13 +5,16 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any, Final
 
 from loader.errors import LoaderError
+from loader.health import SIGNS, Verdict, examine, oddities
 from loader.instance import Attached, Instance
 from loader.modes import Hook, Target
-from loader.netns import NetNs, interface_name, listeners
+from loader.netns import NetNs, interface_is_up, interface_name, listeners
 from loader.objects import Map, Program, prog_query
+from programs.settings import Ports
 from pybpfasm.kernel.enums import MapType
 
 if TYPE_CHECKING:
@@ -28,23 +31,30 @@ def document(instance: Instance) -> dict[str, Any]:
     """Return everything that is known of an instance, as plain data for JSON.
 
     ``counters`` by hook and name, summed over the CPUs; ``hooks`` each with its program, ``maps`` with their
-    fill, ``settings``, ``envoy``, and ``drift``: one line for each thing that is not as ``up`` left it.
+    fill, ``settings``, ``envoy``, ``application``, and ``drift``: one line for each thing that is not as
+    ``up`` left it. ``remarks`` are what :mod:`loader.health` has to say, ``healthy`` that nothing of it is
+    bad.
     """
     netns = instance.netns
     drift = instance.drift()
     if netns is None and instance.complete:
         drift.append("the network namespace of its interfaces is gone, or hidden from this process")
     mode, settings = instance.mode, instance.settings
-    return {
+    found: dict[str, Any] = {
         "name": instance.name,
         "path": str(instance.path),
         "settings": _settings(instance),
-        "hooks": [_hook(one, netns, drift) for one in instance.attached()],
+        "hooks": [_hook(one, netns) for one in instance.attached()],
         "counters": mode.counters(instance.maps) if mode is not None else {},
         "maps": [_map(name, one) for name, one in sorted(instance.maps.items())],
         "envoy": _envoy(settings.envoy_port, netns) if settings is not None else {},
-        "drift": drift,
+        "application": _application(settings.ports, netns) if settings is not None else {},
     }
+    found["drift"] = drift + [one.found for one in oddities(found)]
+    remarks = examine(found)
+    found["healthy"] = not any(one.verdict is Verdict.BAD for one in remarks)
+    found["remarks"] = [asdict(one) | {"verdict": one.verdict.value} for one in remarks]
+    return found
 
 
 def _settings(instance: Instance) -> dict[str, Any]:
@@ -74,7 +84,7 @@ def _settings(instance: Instance) -> dict[str, Any]:
     }
 
 
-def _hook(one: Attached, netns: NetNs | None, drift: list[str]) -> dict[str, Any]:
+def _hook(one: Attached, netns: NetNs | None) -> dict[str, Any]:
     hook, link = one.hook, one.link
     method = one.holder.method if one.holder is not None else ""
     found: dict[str, Any] = {"hook": hook.kind, "method": method, "attached": not one.problem}
@@ -84,18 +94,11 @@ def _hook(one: Attached, netns: NetNs | None, drift: list[str]) -> dict[str, Any
         if netns is not None:
             with netns.entered():
                 name = interface_name(hook.interface.index)
+                if name is not None:
+                    found["interface_up"] = interface_is_up(name)
                 if name is not None and name != hook.interface.name:
-                    drift.append(f"interface {hook.interface.name} is called {name} now")
-                    found["interface"] = name
+                    found["interface"], found["configured"] = name, hook.interface.name
                 found["beside"] = _beside(one)
-                before = [other for other in found["beside"] if other["runs"] == "before"]
-        else:
-            before = []
-        for other in before:
-            drift.append(
-                f"program {other['name']!r} ({other['program_id']}) runs before {hook.kind} on "
-                f"{found['interface']}: it can let traffic past the proxy"
-            )
     if link is not None:
         found["link_id"] = link.id
     if one.program is not None:
@@ -141,11 +144,20 @@ def _map(name: str, one: Map) -> dict[str, Any]:
 
 
 def _envoy(port: int, netns: NetNs | None) -> dict[str, Any]:
+    """Where Envoy listens; ``listening`` is None where that cannot be known."""
     if netns is None:
-        return {"port": port, "listening": False, "addresses": []}
+        return {"port": port, "listening": None, "addresses": []}
     with netns.entered():
         addresses = sorted({str(one.address) for one in listeners(port)})
     return {"port": port, "listening": bool(addresses), "addresses": addresses}
+
+
+def _application(ports: Ports, netns: NetNs | None) -> dict[str, Any]:
+    """On which intercepted ports somebody listens; None where that cannot be known."""
+    if netns is None:
+        return {"listening": None}
+    with netns.entered():
+        return {"listening": sorted({one.port for one in listeners() if one.port in ports})}
 
 
 def hook_place(hook: Mapping[str, Any]) -> str:
@@ -162,6 +174,13 @@ def where(hook: Hook) -> str:
     return hook.map or hook.target.value if hook.target is Target.MAP else hook.target.value
 
 
+_COLORS: Final = {Verdict.GOOD: "green", Verdict.NOTE: "yellow", Verdict.BAD: "red"}
+
+
+def _sign(verdict: Verdict) -> str:
+    return f"[{_COLORS[verdict]}]{SIGNS[verdict]}[/{_COLORS[verdict]}]"
+
+
 def render(status: Mapping[str, Any], console: Console | None = None) -> None:
     """Print the document for people."""
     from rich.box import SIMPLE_HEAD
@@ -176,30 +195,27 @@ def render(status: Mapping[str, Any], console: Console | None = None) -> None:
     def table(title: str, *columns: str) -> Table:
         return Table(*columns, title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
 
-    settings = status["settings"]
-    out.print(f"[bold]{status['name']}[/bold]", end="")
+    settings, envoy = status["settings"], status["envoy"]
+    good, verdict = (Verdict.GOOD, "is") if status["healthy"] else (Verdict.BAD, "is not")
+    notes = "; see what ! says" if status["healthy"] and status["remarks"] else ""
+    out.print(f"{_sign(good)} [bold]{status['name']}[/bold] {verdict} as it should be{notes}")
     if settings:
         out.print(
-            f": ports {settings['ports']} on {', '.join(settings['interfaces'])} to Envoy on "
+            f"ports {settings['ports']} on {', '.join(settings['interfaces'])} to Envoy on "
             f"{settings['envoy_port']}, mark {settings['mark']}, "
             f"{'accelerated' if settings['accelerate'] else 'not accelerated'}",
             markup=False,
         )
-        out.print(f"cgroup {settings['cgroup']}, pinned at {status['path']}", markup=False)
-    else:
-        out.print()
-    envoy = status["envoy"]
-    if envoy:
-        if envoy["listening"]:
-            out.print(f"[green]✓[/green] Envoy's port {envoy['port']} is listened on")
-        else:
-            out.print(
-                f"[red]✗[/red] nothing listens on Envoy's port {envoy['port']}: "
-                "intercepted connections are refused"
-            )
-    for line in status["drift"]:
-        out.print("[yellow]![/yellow] ", end="")
-        out.print(line, markup=False)
+        netns = f", network namespace {settings['netns']}" if settings["netns"] else ""
+        out.print(f"cgroup {settings['cgroup']}{netns}, pinned at {status['path']}", markup=False)
+    if envoy and envoy["listening"]:
+        addresses = " and ".join(envoy["addresses"])
+        out.print(f"{_sign(Verdict.GOOD)} Envoy's port {envoy['port']} is listened on, at {addresses}")
+    for remark in status["remarks"]:
+        out.print(f"{_sign(Verdict(remark['verdict']))} ", end="")
+        out.print(remark["found"], markup=False, soft_wrap=True)
+        if remark["advice"]:
+            out.print(f"    → {remark['advice']}", markup=False, soft_wrap=True)
 
     hooks = table("Hooks", "hook", "where", "by", "program", "runs", "ns/run", "")
     for hook in status["hooks"]:

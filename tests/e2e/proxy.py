@@ -46,7 +46,7 @@ class Proxy:
 
     def status(self) -> dict[str, Any]:
         """The document that ``status --json`` prints."""
-        document = json.loads(self.run("status", "--json", "--name", self.name).stdout)
+        document = json.loads(self.run("status", "--json", "--name", self.name, check=False).stdout)
         assert isinstance(document, dict)
         return document
 

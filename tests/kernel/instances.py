@@ -98,10 +98,12 @@ class Site:
         return outcome
 
     def status(self, *words: str) -> dict[str, Any]:
-        """What ``status --json`` prints."""
+        """What ``status --json`` prints; its exit status says whether all is well."""
         outcome = self.run("status", "--json", *words)
-        assert outcome.status == 0, outcome.err
-        return outcome.json()
+        assert outcome.status in (0, 1), outcome.err
+        found = outcome.json()
+        assert found["healthy"] is (outcome.status == 0)
+        return found
 
     def pins(self) -> list[str]:
         """All that is pinned, without what the kernel itself puts into a bpf file system."""
@@ -258,6 +260,14 @@ def delete_interface(index: int) -> None:
 
     with IPRoute() as route:
         route.link("del", index=index)
+
+
+def set_down(name: str) -> None:
+    """Set an interface down."""
+    from pyroute2 import IPRoute
+
+    with IPRoute() as route:
+        route.link("set", index=int(route.link_lookup(ifname=name)[0]), state="down")
 
 
 def rename_interface(index: int, name: str) -> None:

@@ -29,7 +29,7 @@ from pybpfasm.elf import read_object
 from pybpfasm.kernel.context import SkBuff
 from pybpfasm.kernel.enums import AttachType
 from pybpfasm.program import sched_cls
-from tests.kernel.instances import Outcome, Site, add_dummy, in_child, site
+from tests.kernel.instances import Outcome, Site, add_dummy, in_child, set_down, site
 from tests.patience import PATIENCE
 from tests.processes import alive
 
@@ -466,10 +466,46 @@ def test_dump_writes_an_object(site: Site, tmp_path: Path) -> None:
 def test_status_for_people(site: Site) -> None:
     site.up()
     outcome = site.run("status")
+    assert outcome.status == 1, "nobody listens at Envoy's port"
+    assert outcome.out.startswith("✗ default is not as it should be\n")
+    with socket.create_server(("", 8080)), socket.create_server(("", 8000)):
+        outcome = site.run("status")
     assert outcome.status == 0
+    assert outcome.out.startswith("✓ default is as it should be\n")
+    assert "listened on, at 0.0.0.0\n" in outcome.out
+    outcome = site.run("status")
     for words in ("ports 8000 on lo", "nothing listens on Envoy's port 8080", "pba_ingress", "sockhash"):
         assert words in outcome.out
     assert "All counters are 0." in outcome.out
+
+
+def test_status_says_what_keeps_connections_away(site: Site) -> None:
+    """What is seen from outside the proxy: listeners and interfaces."""
+
+    def remarks() -> dict[str, str]:
+        return {one["found"]: one["verdict"] for one in site.status()["remarks"]}
+
+    add_dummy("eth7")
+    site.up("--iface", "lo", iface="eth7")
+    assert remarks() == {
+        "nothing listens on Envoy's port 8080: connections to 8000 are refused": "bad",
+        "nothing here listens on 8000: Envoy may find no application there": "note",
+    }
+    with socket.create_server(("127.0.0.1", 8080)), socket.create_server(("", 8000)):
+        assert remarks() == {
+            "Envoy listens on 127.0.0.1 only: connections to 8000 at other addresses are refused": "note"
+        }
+    with socket.create_server(("", 8080)), socket.create_server(("", 8000)):
+        assert remarks() == {}
+        set_down("eth7")
+        assert remarks() == {"interface eth7 is down: no client comes in there": "note"}
+        # Envoy without its mark: what it connects to would come back to it.
+        with socket.create_connection(("127.0.0.1", 8000)):
+            assert any("no connection with mark 4242 has been seen on lo" in found for found in remarks())
+        with socket.socket() as marked:
+            marked.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, 4242)
+            marked.connect(("127.0.0.1", 8000))
+            assert not any("with mark 4242" in found for found in remarks())
 
 
 def test_status_of_what_is_not_up(site: Site) -> None:
