@@ -20,7 +20,7 @@ import re
 from typing import TYPE_CHECKING, Any, Final, Self, overload
 
 from pybpfasm.errors import AsmError, LayoutError
-from pybpfasm.layout import ByteOrder, Field, Scalar, Struct
+from pybpfasm.layout import ByteOrder, Field, Scalar, Struct, member_name
 
 if TYPE_CHECKING:
     from pybpfasm.asm.bits import Bits
@@ -149,7 +149,7 @@ class BitField(Field):
 
     def member(self, builder: BtfBuilder) -> tuple[str, int, int, int] | None:
         position = self.bit_position(builder.byteorder)
-        return None if position is None else (self.name, self.btf(builder), position, self.width)
+        return None if position is None else (member_name(self.name), self.btf(builder), position, self.width)
 
     def bit_position(self, byteorder: ByteOrder) -> int | None:
         """``bit_offset`` for BTF of a machine, ``None`` where BTF can't say it: a field in network order that

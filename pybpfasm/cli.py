@@ -21,6 +21,7 @@ import bisect
 import importlib
 import importlib.util
 import os
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -313,10 +314,8 @@ def _module(name: str) -> ModuleType:
                 f"there is no module {name!r}: run this where the package is, or name a file, file.py:program"
             ) from None
         raise CliError(f"{name} needs the module {error.name!r}, which is not installed") from None
-    except PybpfasmError:
-        raise
     except Exception as error:
-        raise CliError(f"{name} can't be imported: {_place(error)}") from error
+        raise _import_error(name, error) from error
 
 
 def _file(path: str) -> ModuleType:
@@ -329,23 +328,32 @@ def _file(path: str) -> ModuleType:
     sys.path.insert(0, str(Path(path).resolve().parent))
     try:
         spec.loader.exec_module(module)
-    except (PybpfasmError, OSError):
+    except OSError:
         raise
     except Exception as error:
-        raise CliError(f"{path} can't be imported: {_place(error)}") from error
+        raise _import_error(path, error) from error
     return module
 
 
-def _place(error: BaseException) -> str:
-    """An error of somebody's code, and where it came from."""
+def _import_error(what: str, error: Exception) -> PybpfasmError:
+    """What to say of an *error* while the module *what* was imported."""
+    if isinstance(error, PybpfasmError):
+        # A mistake in a program has its line; one in a structure or a map is where it was declared.
+        located = getattr(error, "location", None) is not None
+        return error if located else CliError(f"{_where(error)}: {error}")
+    return CliError(f"{what} can't be imported: {type(error).__name__}: {error} ({_where(error)})")
+
+
+def _where(error: BaseException) -> str:
+    """The file and line of somebody's code at which *error* came up."""
     traceback = error.__traceback__
     where = ""
     while traceback is not None:
         frame = traceback.tb_frame.f_code.co_filename
-        if not frame.startswith("<frozen") and os.path.dirname(frame) != os.path.dirname(__file__):
-            where = f" ({frame}:{traceback.tb_lineno})"
+        if not frame.startswith(("<", os.path.dirname(__file__) + os.sep)):
+            where = f"{frame}:{traceback.tb_lineno}"
         traceback = traceback.tb_next
-    return f"{type(error).__name__}: {error}{where}"
+    return where
 
 
 def _programs_in(module: ModuleType) -> list[str]:
@@ -391,15 +399,14 @@ def _from_module(module_name: str, expression: str, byteorder: ByteOrder, level:
                 found = _build(found, byteorder, level)
     except PybpfasmError:
         raise
-    except TypeError as error:
-        if "positional argument" in str(error) or "keyword argument" in str(error):
+    except Exception as error:
+        if isinstance(error, TypeError) and re.search("(positional|keyword) argument", str(error)):
             raise UsageError(
                 f"{name} takes settings: {error}. Write them as constants, {module_name}:{name}(8000), or "
                 "name a function without parameters that returns the program"
             ) from None
-        raise CliError(f"{module_name}:{expression} failed: {_place(error)}") from error
-    except Exception as error:
-        raise CliError(f"{module_name}:{expression} failed: {_place(error)}") from error
+        what = f"{type(error).__name__}: {error} ({_where(error)})"
+        raise CliError(f"{module_name}:{expression} failed: {what}") from error
     if not isinstance(found, ProgramSpec):
         raise CliError(
             f"{module_name}:{expression} is a {type(found).__name__}, "

@@ -27,7 +27,8 @@ from pybpfasm.errors import AsmError, PybpfasmError, suggestion
 from pybpfasm.extern import Extern
 from pybpfasm.instruction import Instruction
 from pybpfasm.isa import Alu, CallKind, Imm64
-from pybpfasm.layout import Array, Field, Nested, Scalar, Struct
+from pybpfasm.layout import Array, Field, Nested, Scalar, Struct, member_name
+from pybpfasm.source import capture, resolve
 
 if TYPE_CHECKING:
     from pybpfasm.asm import Reg
@@ -287,6 +288,7 @@ class CoreResolver:
             return replace(insn, src=CallKind.HELPER, imm=POISON, reference=None)
         raise CoreError(
             f"program {program} needs the kernel's {what} {extern.name}, which its BTF does not have"
+            f"{extern.suggestion()}"
         )
 
     def _as_declared(self, extern: Extern, found: BtfType) -> bool:
@@ -705,7 +707,7 @@ def core_load(to: Reg, view: Struct, path: str) -> None:
     their order and their offsets in Python count for nothing. The program needs `ProgramSpec.resolve` before
     it is loaded. Raises `AsmError`.
     """
-    struct = type(view)
+    struct = _struct_of(to, view)
     access, field, offset = _path(to, struct, path)
     if isinstance(field, BitField):
         raise _wrong(to, f"{struct.__name__}.{path} is a bit field: core_load_bits() loads it")
@@ -718,6 +720,24 @@ def core_load(to: Reg, view: Struct, path: str) -> None:
     reference = CoreRelocation(CoreKind.FIELD_BYTE_OFFSET, *_local(struct), access)
     opcode = isa.LDX | isa.MEM | isa.SIZE_CODE[field.size]
     to.asm._emit(opcode, to.index, _register_of(view), offset, reference=reference)
+
+
+def _struct_of(to: Reg, view: Struct) -> type[Struct]:
+    _need_register(to)
+    if not isinstance(view, Struct):
+        raise to.asm._error(f"a view of the kernel's structure comes second: {_example(view)}(b.rN)")
+    return type(view)
+
+
+def _example(struct: object) -> str:
+    return struct.__name__ if isinstance(struct, type) and issubclass(struct, Struct) else "Task"
+
+
+def _need_register(to: object) -> None:
+    from pybpfasm.asm import Reg
+
+    if not isinstance(to, Reg):
+        raise AsmError(f"a register comes first, b.rN, not {to!r}", resolve(capture(None, 2)))
 
 
 def _register_of(view: Struct) -> int:
@@ -738,7 +758,7 @@ def core_load_bits(to: Reg, view: Struct, path: str) -> None:
     sign, and its name, are taken from Python. *to* holds these facts on the way, so it is not the register
     that *view* lies at; no other is changed. Otherwise as `core_load`. Raises `AsmError`.
     """
-    struct, asm = type(view), to.asm
+    struct, asm = _struct_of(to, view), to.asm
     access, field, _ = _path(to, struct, path)
     if not isinstance(field, BitField):
         raise _wrong(to, f"{struct.__name__}.{path} is no bit field: core_load() loads it")
@@ -783,6 +803,7 @@ def core_size(to: Reg, struct: type[Struct], path: str = "") -> None:
 
     Raises `AsmError`.
     """
+    _need_struct(to, struct)
     if not path:
         _constant(to, CoreKind.TYPE_SIZE, struct, "0", struct.sizeof)
         return
@@ -796,10 +817,17 @@ def core_exists(to: Reg, struct: type[Struct], path: str = "") -> None:
 
     Raises `AsmError`.
     """
+    _need_struct(to, struct)
     if not path:
         _constant(to, CoreKind.TYPE_EXISTS, struct, "0", 1)
         return
     _constant(to, CoreKind.FIELD_EXISTS, struct, _path(to, struct, path)[0], 1)
+
+
+def _need_struct(to: Reg, struct: type[Struct]) -> None:
+    _need_register(to)
+    if not (isinstance(struct, type) and issubclass(struct, Struct)):
+        raise to.asm._error(f"the structure's class comes second, not {type(struct).__name__}")
 
 
 def _constant(
@@ -830,6 +858,7 @@ _STEP: Final = re.compile(r"([A-Za-z_]\w*)((?:\[\d{1,6}\])*)", re.ASCII)
 
 def _path(to: Reg, struct: type[Struct], path: str) -> tuple[str, Field, int]:
     """The access that *path* stands for, the field at its end, and its offset in Python."""
+    _need_struct(to, struct)
     access, offset = ["0"], 0
     at: type[Struct] | None = struct
     field: Field | None = None
@@ -843,9 +872,9 @@ def _path(to: Reg, struct: type[Struct], path: str) -> tuple[str, Field, int]:
         if field is None:
             raise _wrong(to, f"{at.__name__} has no field {step[1]!r}{suggestion(step[1], at.fields)}")
         members = [member[0] for member in at._members(BtfBuilder())]
-        if step[1] not in members:
+        if member_name(step[1]) not in members:
             raise _wrong(to, f"{at.__name__}.{step[1]} can't be described in BTF, which CO-RE needs")
-        access.append(str(members.index(step[1])))
+        access.append(str(members.index(member_name(step[1]))))
         offset += field.offset
         for index in re.findall(r"\d+", step[2]):
             if not isinstance(field, Array) or int(index) >= field.count:

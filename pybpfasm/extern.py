@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from pybpfasm import isa
 from pybpfasm.btf import Btf, BtfBuilder, BtfError, Kind, declare
-from pybpfasm.errors import AsmError
+from pybpfasm.errors import AsmError, suggestion
 from pybpfasm.isa import Imm64
 from pybpfasm.source import capture, resolve
 
@@ -61,6 +61,12 @@ class Extern:
         if self.kind != "external" or self.declared is None:
             return self.kind == "kfunc"
         return self.declared[0].type(self.declared[1]).kind == Kind.FUNC
+
+    def suggestion(self) -> str:
+        """``"; did you mean 'x'?"`` where Linux 6.18 has a function of nearly this name, else ``""``."""
+        from pybpfasm.kernel.kfuncs import KFUNCS
+
+        return "" if self.kind != "kfunc" or self.name in KFUNCS else suggestion(self.name, KFUNCS)
 
     def declaration(self) -> tuple[Btf, int] | None:
         """``declared``, and for a function without it the declaration that Linux 6.18 has."""

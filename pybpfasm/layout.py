@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Mapping
+from keyword import iskeyword
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, NoReturn, Self, TypeVar, overload
 
@@ -114,7 +115,7 @@ class Field:
     def member(self, builder: BtfBuilder) -> tuple[str, int, int] | tuple[str, int, int, int] | None:
         """The member of the structure in BTF: name, type, bit offset, and width of a bit field; ``None``
         where BTF has no words for it."""
-        return self.name, self.btf(builder), self.offset * 8
+        return member_name(self.name), self.btf(builder), self.offset * 8
 
     @property
     def end(self) -> int:
@@ -585,6 +586,9 @@ class Record:
 class Struct:
     """Base of all layouts; see the module's text.
 
+    A field whose name `Struct` or Python uses (``address``, ``from``) is written with an underscore behind
+    it, which BTF does not have.
+
     Class keywords: ``kernel_name`` is the name in C and BTF (default: the class's own), ``size`` the total
     size where it is more than the fields take, ``packed`` leaves out natural alignment. Otherwise fields lie
     where a C compiler puts them on a 64-bit machine, and the size is a multiple of the largest alignment.
@@ -612,12 +616,21 @@ class Struct:
                 fields.update(base.fields)
         end = max((f.end for f in fields.values()), default=0)
         align = max((f.align for f in fields.values()), default=1)
+        mangled = f"_{cls.__name__.lstrip('_')}__"
         for name, field in list(vars(cls).items()):
             if not isinstance(field, Field):
                 cls._no_field(name, field)
                 continue
             if name in _RESERVED:
-                raise LayoutError(f"{cls.__name__}: {name!r} can't be a field name, Struct itself uses it")
+                raise LayoutError(
+                    f"{cls.__name__}: {name!r} can't be a field name, Struct itself uses it: write {name}_, "
+                    f"which is {name!r} in BTF"
+                )
+            if name.startswith(mangled):
+                # Python's name for the __state of a class; the kernel has many such fields.
+                delattr(cls, name)
+                name = name[len(mangled) - 2 :]
+                setattr(cls, name, field)
             if field.name:
                 raise LayoutError(
                     f"{cls.__name__}.{name}: the same field object is {field.owner}.{field.name} too"
@@ -768,5 +781,11 @@ _RESERVED = frozenset(name for name in dir(Struct) if not name.startswith("__"))
 
 
 def field_name(name: str) -> str:
-    """*name*, with an underscore behind it where `Struct` itself uses it."""
-    return f"{name}_" if name in _RESERVED or (name.startswith("__") and name.endswith("__")) else name
+    """*name*, with an underscore behind it where `Struct` itself or Python uses it."""
+    taken = name in _RESERVED or iskeyword(name) or (name.startswith("__") and name.endswith("__"))
+    return f"{name}_" if taken else name
+
+
+def member_name(name: str) -> str:
+    """The member's name that stands behind `field_name`."""
+    return name[:-1] if name.endswith("_") and field_name(name[:-1]) == name else name

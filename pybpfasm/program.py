@@ -18,6 +18,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from enum import IntEnum
 from functools import cached_property
 from itertools import accumulate
 from typing import TYPE_CHECKING, Concatenate, Final, Generic, ParamSpec, Self, TypeVar
@@ -43,7 +44,7 @@ from pybpfasm.kernel.context import (
     TraceEntry,
     XdpMd,
 )
-from pybpfasm.kernel.enums import AttachType, ProgType
+from pybpfasm.kernel.enums import AttachType, ProgType, SkAction, TcxAction, XdpAction
 from pybpfasm.layout import ByteOrder, Struct
 from pybpfasm.maps import MapSpec
 from pybpfasm.source import CO_GENERATOR, RESUMABLE, capture, forget, raised_at, record, resolve
@@ -105,6 +106,17 @@ _WANTS_ATTACH_TYPE = frozenset(
 # What these are attached to is chosen when they are loaded: the verifier knows the arguments' types by it.
 _LOADED_FOR = frozenset({ProgType.TRACING, ProgType.LSM})
 _ATTACHED_BY_NAME = _LOADED_FOR | {ProgType.KPROBE, ProgType.TRACEPOINT, ProgType.RAW_TRACEPOINT}
+
+
+# Whose verdicts are easily taken for those of another type.
+_VERDICTS: Final[dict[ProgType, type[IntEnum]]] = {
+    ProgType.SCHED_CLS: TcxAction,
+    ProgType.XDP: XdpAction,
+    ProgType.SK_MSG: SkAction,
+    ProgType.SK_SKB: SkAction,
+    ProgType.SK_LOOKUP: SkAction,
+    ProgType.SK_REUSEPORT: SkAction,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -528,6 +540,7 @@ class Template(Generic[P]):
     def build_for(self, byteorder: ByteOrder, *args: P.args, **kwargs: P.kwargs) -> ProgramSpec:
         """As `build`, for a machine of the given byte order (``"little"`` or ``"big"``)."""
         main = Asm(self.name, self._function.__code__, byteorder, self.target)
+        main._verdicts = _VERDICTS.get(self.type)
         with _writing(main):
             self._function(main, self.context(main.r1), *args, **kwargs)
         instructions = list(main.finish())

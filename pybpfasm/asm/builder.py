@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
+from enum import IntEnum
 from operator import attrgetter
 from sys import _getframe
 from types import CodeType, FrameType
@@ -13,7 +14,7 @@ from pybpfasm import isa
 from pybpfasm.asm.blocks import Chain, ElseBlock, IfBlock, LoopBlock
 from pybpfasm.asm.branches import Label
 from pybpfasm.asm.conditions import Condition
-from pybpfasm.asm.jumps import resolve_jumps
+from pybpfasm.asm.jumps import require_marks, resolve_jumps
 from pybpfasm.asm.legacy import LegacyPacket, PacketLoad
 from pybpfasm.asm.operands import (
     S32_MAX,
@@ -31,6 +32,7 @@ from pybpfasm.asm.operands import (
 from pybpfasm.errors import AsmError, SourceLocation, suggestion
 from pybpfasm.instruction import Instruction
 from pybpfasm.isa import FRAME_POINTER, LD_IMM64, Alu, CallKind, Imm64
+from pybpfasm.kernel.enums import SkAction, TcxAction, XdpAction
 from pybpfasm.layout import U8, U16, U32, U64, ArrayView, ByteOrder, Scalar, Struct
 from pybpfasm.maps import MapSpec, MapValue
 from pybpfasm.source import INTERNAL, RESUMABLE, Origin, capture, capture_at, resolve
@@ -175,6 +177,7 @@ class Asm:
         "_stack",
         "_terminated",
         "_used",
+        "_verdicts",
         "_wides",
         "_writer",
         "byteorder",
@@ -241,6 +244,7 @@ class Asm:
         self._terminated = False
         self._stack = 0
         self._calls: list[Subprogram] = []
+        self._verdicts: type[IntEnum] | None = None  # of the program that this is the main function of
         # The frame that wrote last, its code, and where it was called.
         self._writer: FrameType | None = None
         self._code: CodeType | None = None
@@ -315,7 +319,10 @@ class Asm:
         if type(what).__name__ == "Bits":
             raise self._error("a bit field has no address; its bytes have: b.lea(b.rN, view.field.unit)")
         if not isinstance(target, Reg) or not isinstance(address, (Address, Mem)):
-            raise self._error(f"lea takes a register and what is in memory, not {a(target)} and {a(what)}")
+            raise self._error(
+                f"lea takes a register and what is in memory, not {a(target)} and {a(what)}"
+                + (f"; b.{target} = b.{what} copies a register" if type(what).__name__ == "Reg" else "")
+            )
         if address.asm is not self:
             raise self._foreign()
         if target.is_w:
@@ -341,7 +348,16 @@ class Asm:
             at += step
 
     def ret(self, value: int | Reg) -> None:
-        """``r0 = value`` and ``exit``. *value* is a 32-bit constant, sign-extended, or a register."""
+        """``r0 = value`` and ``exit``. *value* is a 32-bit constant, sign-extended, or a register.
+
+        Raises `AsmError` for a verdict of another program type.
+        """
+        verdicts = self._verdicts
+        if verdicts and isinstance(value, (SkAction, TcxAction, XdpAction)) and type(value) is not verdicts:
+            raise self._error(
+                f"{self.name} returns one of {verdicts.__name__}, where {type(value).__name__}.{value.name} "
+                f"({int(value)}) means something else"
+            )
         if isinstance(value, Reg) and value.is_w:
             self.w0 = value
         else:
@@ -715,6 +731,7 @@ class Asm:
             raise AsmError(what, resolve(loose.origin))
         if not self._body:
             raise AsmError(f"{self.name} has no instructions")
+        require_marks(self)
         at_end = any(
             place == len(self._body) and label in self._used for label, place in self._places.items()
         )

@@ -31,8 +31,8 @@ _REACH: Final = 32767  # slots that a jump goes at most; backwards it is one mor
 _SPACINGS: Final = ((8_000, 20_000), (8_000, _REACH), (2_000, _REACH))
 
 
-def resolve_jumps(asm: Asm) -> list[Instruction]:
-    """The instructions of *asm*, with distances in their jumps; `AsmError` for a label that nothing marks."""
+def require_marks(asm: Asm) -> None:
+    """Raise `AsmError` for a jump to a label that nothing marks."""
     for index in asm._referring:
         insn = asm._body[index]
         label = insn.reference
@@ -43,6 +43,10 @@ def resolve_jumps(asm: Asm) -> list[Instruction]:
                 f"label {label.hint!r} is not marked in {asm.name}{suggestion(label.hint, known)}",
                 resolve(insn.origin),
             )
+
+
+def resolve_jumps(asm: Asm) -> list[Instruction]:
+    """The instructions of *asm*, whose labels are all marked, with distances in their jumps."""
     # No jump can be too long where there are so few slots.
     if asm.slots > _REACH:
         if asm.target is None or asm.target.has_gotol:

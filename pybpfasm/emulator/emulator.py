@@ -217,7 +217,15 @@ class Emulator:
 
     # Time.
     def advance(self, nanoseconds: int = 0, *, seconds: float = 0) -> int:
-        """Let time pass, and the timers fire that come due, in their order; returns how many did."""
+        """Let time pass, and the timers fire that come due, in their order; returns how many did.
+
+        *nanoseconds* are a whole number, as the kernel's clock is; `EmulatorError` for others and for a step
+        back.
+        """
+        if not isinstance(nanoseconds, int):
+            raise EmulatorError(f"advance({nanoseconds!r}) is no whole number of ns: advance(seconds=…)")
+        if nanoseconds < 0 or seconds < 0:
+            raise EmulatorError("the monotonic clock does not go back")
         end = self.now + nanoseconds + round(seconds * 1e9)
         fired = 0
         while self._due and self._due[0][0] <= end:

@@ -218,7 +218,7 @@ def enums_source(btf: Btf, release: str) -> str:
     unnamed = list(_unnamed_enums(btf))
     by_enumerator = {e.name: group for group in reversed(unnamed) for e in group}
     lines = _header(_ENUMS_TITLE, release)
-    lines += ["from enum import IntEnum", ""]
+    lines += ["from pybpfasm.kernel.names import KernelEnum", ""]
     for spec in _ENUMS:
         if spec.tag:
             enumerators = (btf.by_name(spec.tag, Kind.ENUM64) or _need(btf, spec.tag, Kind.ENUM)).enumerators
@@ -228,7 +228,7 @@ def enums_source(btf: Btf, release: str) -> str:
                 raise BtfError(f"the BTF has no enumeration with {spec.anchor}")
             enumerators = by_enumerator[spec.anchor]
             source = f"``{spec.prefix}*{spec.suffix}``"
-        lines += ["", f"class {spec.cls}(IntEnum):", f'    """{spec.doc} Kernel: {source}."""', ""]
+        lines += ["", f"class {spec.cls}(KernelEnum):", f'    """{spec.doc} Kernel: {source}."""', ""]
         lines += [f"    {name} = {value}" for name, value in _members(spec, enumerators)]
         lines.append("")
 

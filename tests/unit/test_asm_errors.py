@@ -234,7 +234,7 @@ CASES: dict[str, tuple[str, str]] = {
     "view at a view": ("SkBuff(ctx)  # <-", "a view lies at a register or an address"),
     "lea of a register": (
         "b.lea(b.r2, b.r3)  # <-",
-        "lea takes a register and what is in memory, not Reg and Reg",
+        "lea takes a register and what is in memory, not Reg and Reg; b.r2 = b.r3 copies a register",
     ),
     "zero of an address": (
         "b.zero(b.r10 - 8)  # <-",
@@ -383,6 +383,10 @@ CASES: dict[str, tuple[str, str]] = {
     "unknown label, nothing like it": (
         "b.goto('elsewhere')  # <-\n*finish",
         "label 'elsewhere' is not marked in case",
+    ),
+    "unknown label, and so nothing leads to the right one": (
+        "b.goto('finsh')  # <-\nb.label('finish')\n*finish",
+        "label 'finsh' is not marked in case; did you mean 'finish'?",
     ),
     "label twice": (
         "b.label('x')\nb.r2 = 1\nb.label('x')  # <-",

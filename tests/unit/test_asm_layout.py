@@ -274,7 +274,10 @@ def test_records() -> None:
         (lambda: Inner.offsetof("bb"), "Inner has no field 'bb'; did you mean 'b'"),
         (lambda: Array(U8(), -1), "an array can't have -1 elements"),
         (lambda: struct_of(["U32"], size=2), "Made: size=2 is less than the 4 bytes that its fields take"),
-        (lambda: type("Bad", (Struct,), {"pack": U8()}), "Bad: 'pack' can't be a field name"),
+        (
+            lambda: type("Bad", (Struct,), {"pack": U8()}),
+            "Bad: 'pack' can't be a field name, Struct itself uses it: write pack_, which is 'pack' in BTF",
+        ),
         (lambda: type("Bad", (Struct,), {"a": U8(at=-1)}), "Bad.a: offset -1 is negative"),
         (
             lambda: type("Bad", (Struct,), {"a": Inner.fields["a"]}),
@@ -367,3 +370,25 @@ def test_classes_within_structures() -> None:
         part = Nested(Part)
 
     assert list(Outer.fields) == ["part"]
+
+
+class Names(Struct, kernel_name="names"):
+    """Names that the kernel has and Python does otherwise."""
+
+    __state = U32()  # a class's own names are mangled
+    btf_ = U32()
+    from_ = U32()
+    own_ = U32()
+
+
+def test_names_that_python_does_otherwise() -> None:
+    """The members of task_struct, bpf_map and others begin with underscores, or are called btf."""
+    assert list(Names.fields) == ["__state", "btf_", "from_", "own_"]
+    assert Names.unpack(Names.pack(__state=1, btf_=2)).as_dict()["__state"] == 1
+    builder = BtfBuilder()
+    type_id = Names.btf(builder)
+    members = Btf.parse(builder.to_bytes()).type(type_id).members
+    assert [member.name for member in members] == ["__state", "btf", "from", "own_"]
+    b = Asm("f")
+    b.r2 = Names(b.r1).__state
+    assert (b._body[0].opcode, b._body[0].offset) == (0x61, 0)

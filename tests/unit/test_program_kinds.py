@@ -3,6 +3,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from enum import IntEnum
+from typing import Any
+
 import pytest
 
 import pybpfasm
@@ -18,12 +22,17 @@ from pybpfasm import (
     MapType,
     RawTracepointArgs,
     Struct,
+    TcxAction,
+    XdpAction,
     kprobe,
     raw_tracepoint,
     sched_cls,
+    sk_lookup,
     tracepoint,
     tracing,
+    xdp,
 )
+from pybpfasm.btf import Btf, BtfBuilder
 from pybpfasm.core import CoreError, core_add_offset, core_exists, core_load
 from pybpfasm.elf import read_object, write_object
 from pybpfasm.elf.format import attach_to_of_section
@@ -196,3 +205,59 @@ def test_functions_of_the_kernel_are_not_in_the_emulator() -> None:
 
     with pytest.raises(CoreError, match="kfunc bpf_rcu_read_lock"):
         Emulator().load(calls.build())
+
+
+@pytest.mark.parametrize(
+    ("kind", "verdict", "message"),
+    [
+        (xdp, TcxAction.DROP, r"fine returns one of XdpAction, where TcxAction.DROP \(2\) means something"),
+        (sched_cls, XdpAction.DROP, r"one of TcxAction, where XdpAction.DROP \(1\)"),
+        (sk_lookup, XdpAction.PASS, r"one of SkAction, where XdpAction.PASS \(2\)"),
+    ],
+)
+def test_verdicts_of_another_type(kind: Kind[Struct], verdict: IntEnum, message: str) -> None:
+    """DROP of the one is PASS of the other, and no verifier knows."""
+
+    @kind()
+    def fine(b: Asm, ctx: Struct, value: int) -> None:
+        b.ret(value)
+
+    with pytest.raises(AsmError, match=message):
+        fine.build(verdict)
+    assert fine.build(int(verdict)).slots == 2
+
+
+def test_core_takes_a_register_and_a_view() -> None:
+    class Task(Struct, kernel_name="task_struct"):
+        tgid = S32()
+
+    def written(write: Callable[[Asm], object]) -> str:
+        @raw_tracepoint()
+        def program(b: Asm, ctx: RawTracepointArgs) -> None:
+            write(b)
+            b.ret(0)
+
+        with pytest.raises(AsmError) as caught:
+            program.build()
+        assert caught.value.location is not None and caught.value.location.filename.endswith("kinds.py")
+        return caught.value.message
+
+    wrong: Any = 2
+    assert written(lambda b: core_load(wrong, Task(b.r1), "tgid")) == "a register comes first, b.rN, not 2"
+    assert "comes second: Task(b.rN)" in written(lambda b: core_load(b.r2, Task, "tgid"))  # type: ignore[arg-type]
+    assert "class comes second, not Task" in written(lambda b: core_exists(b.r2, Task(b.r1)))  # type: ignore[arg-type]
+
+
+def test_a_misspelt_name_of_the_kernel() -> None:
+    with pytest.raises(AttributeError, match=r"Helper has no 'map_lookup'; did you mean 'map_lookup_elem'\?"):
+        _ = Helper.map_lookup  # type: ignore[attr-defined]
+    assert not hasattr(Helper, "__wrapped__")
+    empty = Btf.parse(BtfBuilder().to_bytes())
+
+    @raw_tracepoint()
+    def program(b: Asm, ctx: RawTracepointArgs) -> None:
+        b.call(kfunc("bpf_rcu_read_lokc"))
+        b.ret(0)
+
+    with pytest.raises(CoreError, match=r"bpf_rcu_read_lokc.*; did you mean 'bpf_rcu_read_lock'\?"):
+        program.build().resolve(empty)

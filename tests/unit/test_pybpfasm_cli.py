@@ -246,6 +246,10 @@ def test_errors_in_files(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> N
     assert "ModuleNotFoundError: No module named 'nothing_of_this_name'" in fails(
         ["dis", f"{broken}:x"], 1, capfd
     )
+    broken.write_text("from pybpfasm import *\n\nm = MapSpec('two words', MapType.HASH, U32(), U32(), 1)\n")
+    assert f"{broken}:3: map name 'two words'" in fails(["dis", f"{broken}:x"], 1, capfd)
+    broken.write_text("from pybpfasm import *\nclass S(Struct):\n    a = U32\n")
+    assert f"{broken}:2: S.a is a class: a = U32()" in fails(["dis", f"{broken}:x"], 1, capfd)
     broken.write_text("def f(:\n")
     assert "SyntaxError" in fails(["dis", f"{broken}:x"], 1, capfd)
 

@@ -285,6 +285,14 @@ def test_timers_fire_when_time_passes() -> None:
     assert emulator.now == 1_000_000_000 + 1100
 
 
+def test_time_is_whole_and_goes_on() -> None:
+    emulator = Emulator()
+    with pytest.raises(EmulatorError, match=r"advance\(0.5\) is no whole number of ns: advance\(seconds="):
+        emulator.advance(0.5)  # type: ignore[arg-type]
+    with pytest.raises(EmulatorError, match="does not go back"):
+        emulator.advance(seconds=-1)
+
+
 def test_a_timer_goes_with_its_entry() -> None:
     @sched_cls(name="prog")
     def prog(b: Asm, ctx: SkBuff) -> None:
