@@ -8,12 +8,14 @@ from itertools import product
 
 import pytest
 
+from loader.features import Isa
 from loader.objects import Program
 from pybpfasm import Asm, SkBuff, bswap32, s16, sched_cls
 from pybpfasm.asm import Condition
 from pybpfasm.emulator import Emulator, Skb
 from pybpfasm.program import Template
 from tests.kernel.test_asm_blocks import load_variables, packet
+from tests.requires import requires
 from tests.unit.block_trees import NUMBERS
 from tests.unit.test_asm_far_jumps import build
 
@@ -74,6 +76,7 @@ def test_what_is_rewritten_does_the_same() -> None:
             assert old.test_run(data).retval == new.run(Skb(data)).r0 & 0xFFFFFFFF, pair
 
 
+@requires(Isa.MAY_GOTO)
 def test_packet_loads_and_a_loop_that_may_go() -> None:
     """What only few programs use: classic BPF's loads, and a loop whose end the verifier is promised."""
 

@@ -74,9 +74,10 @@ def test_the_kernels_headers() -> None:
     """Fields lie where the kernel's BTF has them, and are what scapy means by them."""
     types = kernel_types()
     theirs = layout_of(types, "tcphdr")
+    # Older kernels have one field of 4 bits, res1, for the first two.
+    older = () if "ae" in theirs.fields else ("ae", "res1")
     for name, field in Tcp.fields.items():
-        # Older kernels have one field of 4 bits for the first two.
-        if name in theirs.fields:
+        if name not in older:
             mine, other = (f.member(_Anything()) for f in (field, theirs.fields[name]))  # type: ignore[arg-type]
             assert mine == other
     segment = TCP(sport=1, dport=2, seq=3, ack=4, dataofs=7, flags="SAE", window=9, urgptr=10)
