@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from pybpfasm.maps import MapSpec
     from pybpfasm.program import ProgramSpec
 
-__all__ = ["Plan", "Request", "envoy_warning", "make", "netns_cookie", "with_queue"]
+__all__ = ["Plan", "Request", "envoy_warning", "make", "netns_cookie", "with_offers", "with_queue"]
 
 _SO_NETNS_COOKIE: Final = 71  # asm-generic/socket.h, from 5.14
 _TCP_RMEM: Final = Path("/proc/sys/net/ipv4/tcp_rmem")  # of the network namespace of who reads it
@@ -235,30 +235,41 @@ def _probe(request: Request, mode: modes.Mode, warnings: list[str]) -> tuple[Set
     """
     from loader.features import Feature, Support, probe, require
 
-    def has(*features: Feature) -> bool:
-        return not any(probe(one).support is Support.UNSUPPORTED for one in features)
-
     settings = request.settings
     require(*mode.needs(replace(settings, accelerate=False)))
     if settings.accelerate:
         settings = replace(settings, accelerate=_may_accelerate(request, mode, warnings))
-    timers = has(Feature.TIMER)
-    cookie = has(Feature.NETNS_COOKIE_SK_MSG, Feature.NETNS_COOKIE_SOCK_OPS, Feature.NETNS_COOKIE_SOCKOPT)
-    if not timers:
+    settings = with_offers(settings)
+    if not settings.timers:
         warnings.append(
             "this kernel has no timers in maps (5.15): entries of connections that just stop stay in "
             "the flow map until `down`"
         )
     if settings.accelerate:
         settings = with_queue(settings, warnings)
-    if settings.accelerate and not cookie:
+    if settings.accelerate and not settings.netns_cookie:
         warnings.append(
             "this kernel has no netns cookie (5.15): acceleration can take connections of two network "
             "namespaces with the same addresses for one; name Envoy's own cgroup with --cgroup, or use "
             "--no-accelerate"
         )
-    settings = replace(settings, timers=timers, coarse_clock=has(Feature.COARSE_CLOCK), netns_cookie=cookie)
-    return settings, has(Feature.TCX) and not request.clsact
+    return settings, probe(Feature.TCX).support is not Support.UNSUPPORTED and not request.clsact
+
+
+def with_offers(settings: Settings) -> Settings:
+    """Return the settings without what this kernel has not, where the programs can do without it."""
+    from loader.features import Feature, Support, probe
+
+    def has(*features: Feature) -> bool:
+        return not any(probe(one).support is Support.UNSUPPORTED for one in features)
+
+    return replace(
+        settings,
+        timers=settings.timers and has(Feature.TIMER),
+        coarse_clock=settings.coarse_clock and has(Feature.COARSE_CLOCK),
+        netns_cookie=settings.netns_cookie
+        and has(Feature.NETNS_COOKIE_SK_MSG, Feature.NETNS_COOKIE_SOCK_OPS, Feature.NETNS_COOKIE_SOCKOPT),
+    )
 
 
 def with_queue(settings: Settings, warnings: list[str]) -> Settings:

@@ -22,6 +22,7 @@ import pytest
 
 from loader import sys as bpf_sys
 from loader.objects import Map, Program
+from loader.plan import with_offers
 from loader.verifier import VerifierError, parse_log
 from pybpfasm.asm import Asm
 from pybpfasm.check import Severity, check
@@ -133,7 +134,7 @@ def _proxy() -> list[ProgramSpec]:
     from programs.tc_ingress import tc_ingress
 
     # Without BTF, which timers in maps need: these programs are loaded by their instructions alone.
-    settings = Settings(Ports.parse("8000"), timers=False)
+    settings = with_offers(Settings(Ports.parse("8000"), timers=False))
     return [
         tc_ingress.build(settings, Interface()),
         tc_egress.build(settings, Interface()),

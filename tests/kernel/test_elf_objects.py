@@ -17,6 +17,7 @@ import pytest
 from loader.bpffs import BpfFs
 from loader.elf import kernel_symbol, kernel_types, load
 from loader.objects import Map, Program
+from loader.plan import with_offers
 from pybpfasm.asm import Asm
 from pybpfasm.elf import read_object, write_object
 from pybpfasm.extern import extern_address, kfunc, ksym
@@ -83,7 +84,7 @@ def _proxy() -> list[ProgramSpec]:
     from programs.tc_egress import tc_egress
     from programs.tc_ingress import tc_ingress
 
-    settings = Settings(ports=Ports.of([(8000, 8000), (9000, 9010)]), netns=4242)
+    settings = with_offers(Settings(ports=Ports.of([(8000, 8000), (9000, 9010)]), netns=4242))
     return [
         tc_ingress.build(settings, Interface()),
         tc_egress.build(settings, Interface()),

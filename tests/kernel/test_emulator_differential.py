@@ -23,7 +23,9 @@ from typing import Any, Final, cast
 import pytest
 
 from loader.errors import BpfError
+from loader.features import Feature
 from loader.objects import Map, Program, possible_cpus
+from loader.plan import with_offers
 from loader.sys import (
     btf_load,
     map_create,
@@ -74,6 +76,7 @@ from pybpfasm.layout import U32, U64, Bytes, Nested, Struct
 from pybpfasm.maps import MapSpec
 from pybpfasm.net import TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN
 from pybpfasm.text import assemble
+from tests.requires import requires
 from tests.unit.emulator.random_programs import (
     INNER,
     OUTER,
@@ -883,9 +886,9 @@ def _packets(rng: random.Random, *, egress: bool) -> Iterator[tuple[bytes, int]]
         yield bytes(packet), rng.choice((0, 0, 0, 0, 4242, 1))
 
 
-@pytest.mark.parametrize("timers", [True, False])
+@pytest.mark.parametrize("timers", [pytest.param(True, marks=requires(Feature.TIMER)), False])
 def test_the_proxys_programs(timers: bool, netns: object) -> None:
-    settings = Settings(Ports.parse("8000-8001"), timers=timers, flow_capacity=5)
+    settings = with_offers(Settings(Ports.parse("8000-8001"), timers=timers, flow_capacity=5))
     emulator = Emulator(cpus=possible_cpus())
     specs = [tc_ingress.build(settings, Interface()), tc_egress.build(settings, Interface())]
     ours = [emulator.load(spec) for spec in specs]

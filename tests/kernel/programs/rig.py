@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import Any
 
 from loader.objects import Map, Program
+from loader.plan import with_offers
 from programs import getsockopt, sk_msg, sockops, tc_egress, tc_ingress
 from programs.packet import Interface
 from programs.settings import Settings
@@ -78,10 +79,13 @@ def patiently(connect: Callable[[], None]) -> None:
 
 
 class Rig:
-    """The maps of *settings*, and its programs once they are asked for; closes both at the end of a block."""
+    """The maps of *settings*, and its programs once they are asked for; closes both at the end of a block.
+
+    What the kernel does not offer is taken out of the settings, as `up` does it.
+    """
 
     def __init__(self, settings: Settings) -> None:
-        self.settings = settings
+        self.settings = settings = with_offers(settings)
         self.stack = ExitStack()
         self.maps: dict[str, Map] = {}
         self.programs: dict[object, Program] = {}

@@ -16,6 +16,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from loader.features import Feature
 from loader.netns import interface
 from loader.objects import Program
 from programs.packet import Interface
@@ -34,6 +35,7 @@ from tests.kernel.programs.frames import (
 )
 from tests.kernel.programs.oracle import ACK, CWR, ECE, FIN, PSH, RST, SYN, Model, locate
 from tests.kernel.programs.rig import DROP, NEXT, Flow, Rig
+from tests.requires import requires
 
 settings.load_profile("programs")
 
@@ -640,6 +642,7 @@ def wait_until_gone(rig: Rig, flows: list[Flow]) -> None:
         time.sleep(0.02)
 
 
+@requires(Feature.TIMER)
 def test_timers_remove_what_has_ended_and_nothing_else(rig_of: Callable[[str], Rig]) -> None:
     """One second for a handshake that is not completed, one for the linger of an ended connection."""
     rig = rig_of("quick")
@@ -686,6 +689,7 @@ def test_timers_remove_what_has_ended_and_nothing_else(rig_of: Callable[[str], R
     assert rig.counters().keys() <= {"ingress.new_flows", "ingress.redirected", "egress.restored"}
 
 
+@requires(Feature.TIMER)
 def test_the_linger_does_not_wait_for_the_time_of_a_handshake(rig_of: Callable[[str], Rig]) -> None:
     rig = rig_of("slow handshake")
     into = rig.load("ingress")
@@ -696,6 +700,7 @@ def test_the_linger_does_not_wait_for_the_time_of_a_handshake(rig_of: Callable[[
     assert set(rig.flows()) == {flow_of(Frame(sport=2)).key}
 
 
+@requires(Feature.TIMER)
 def test_an_entry_used_again_gets_the_time_of_a_handshake_anew(rig_of: Callable[[str], Rig]) -> None:
     rig = rig_of("slow handshake")
     into = rig.load("ingress")
@@ -706,6 +711,7 @@ def test_an_entry_used_again_gets_the_time_of_a_handshake_anew(rig_of: Callable[
     assert rig.flows() == {flow_of(Frame()).key: (8000, 0, 4)}
 
 
+@requires(Feature.TIMER)
 def test_an_entry_used_again_does_not_wait_for_the_linger(rig_of: Callable[[str], Rig]) -> None:
     rig = rig_of("slow linger")
     into = rig.load("ingress")
