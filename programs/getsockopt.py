@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from programs.packet import flow_value
+from programs.flow import flow_value
 from programs.settings import Settings
 from programs.shared import (
     V4_MAPPED,

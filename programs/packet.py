@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only
-"""What the two TC programs have in common: finding the TCP header, following a flow, rewriting a port."""
+"""What the two TC programs have in common: finding the TCP header, a flow's key, rewriting a port."""
 
 from __future__ import annotations
 
@@ -7,21 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from programs.settings import Settings
-from programs.shared import (
-    FLOW_BOTH_FINS,
-    FLOW_ESTABLISHED,
-    FLOW_FIN_SERVER,
-    FLOW_RESET,
-    NSEC_PER_SEC,
-    FlowKey,
-    FlowValue,
-    TimedFlowValue,
-    maps,
-    now,
-    store_v4_mapped,
-)
-from pybpfasm.asm import Asm, Mem, Reg, be16, imm64
+from programs.shared import FlowKey, store_v4_mapped
+from pybpfasm.asm import Asm, Mem, Reg, be16
 from pybpfasm.kernel.context import SkBuff
 from pybpfasm.kernel.enums import Helper
 from pybpfasm.net import (
@@ -40,8 +27,6 @@ from pybpfasm.net import (
     IPPROTO_ICMPV6,
     IPPROTO_ROUTING,
     IPPROTO_TCP,
-    TCP_FIN,
-    TCP_RST,
     Ethernet,
     Ipv4,
     Ipv6,
@@ -50,7 +35,7 @@ from pybpfasm.net import (
     Tcp,
     Vlan,
 )
-from pybpfasm.program import global_function, subprogram
+from pybpfasm.program import global_function
 
 PACKET_HOST: Final = 0  # linux/if_packet.h: addressed to this host
 
@@ -257,123 +242,6 @@ def fill_key(b: Asm, key: FlowKey, ip: Ipv4 | Ipv6, tcp: Tcp, *, client_is_sourc
     key.client_port = b.r2
     key.protocol = IPPROTO_TCP
     key.family = AF_INET if isinstance(ip, Ipv4) else AF_INET6
-
-
-def flow_value(settings: Settings, at: Reg) -> FlowValue | TimedFlowValue:
-    """A view of a flow's value at *at*."""
-    return TimedFlowValue(at) if settings.timers else FlowValue(at)
-
-
-def start_timer(b: Asm, flow: TimedFlowValue, seconds: int) -> None:
-    """Let the flow's timer fire in *seconds*.
-
-    An error is of no consequence: the timer then keeps its time.
-    """
-    b.lea(b.r1, flow.timer)
-    b.r2 = imm64(seconds * NSEC_PER_SEC)
-    b.r3 = 0
-    b.call(Helper.timer_start)
-
-
-def follow(b: Asm, settings: Settings, key: FlowKey, flags: Mem, fin: int) -> None:
-    """Note in the flow at r7 a packet with the TCP *flags*; *fin* is the state bit of this direction's FIN.
-
-    The entry goes when its timer finds it ended and quiet for a while; where there are no timers, with the
-    packet that ends the connection, so r7 is void afterwards. A reset starts the linger but does not end the
-    flow: whether the receiver accepted it is not known here, and another packet of the server shows that it
-    did not.
-    """
-    flow = flow_value(settings, b.r7)
-    from_server = fin == FLOW_FIN_SERVER
-    now(b, settings)
-    flow.last_seen = b.r0
-    b.r2 = flags
-    # Only the client can show that the SYN-ACK reached it: an answer to a forged SYN must not keep the entry.
-    b.r3 = 0 if from_server else FLOW_ESTABLISHED
-    with b.If(b.r2 & TCP_FIN):
-        b.r3 |= fin
-    with b.If(b.r2 & TCP_RST):
-        b.r3 |= FLOW_RESET
-    b.r4 = flow.state
-    if from_server:
-        with b.If((b.r4 & FLOW_RESET) & ~(b.r2 & TCP_RST)):
-            if settings.timers:
-                b.r5 = ~FLOW_RESET
-                flow.state.lock_and(b.r5)
-                b.r4 = flow.state
-            else:
-                b.r4 &= ~FLOW_RESET
-                flow.state = b.r4
-    b.r5 = b.r4
-    b.r4 |= b.r3
-    with b.If(b.r4 != b.r5):
-        # A kernel without timers may lack these atomic operations too (5.12). There, two CPUs that meet here
-        # can lose a bit: the entry is then one that nothing removes, as after a connection that just stops.
-        if settings.timers:
-            flow.state.lock_or(b.r3)
-        else:
-            flow.state = b.r4
-        is_over(b, "over")
-    if settings.timers:
-        b.goto("followed")
-        b.label("over")
-        start_timer(b, TimedFlowValue(b.r7), settings.linger_seconds)
-    else:
-        # The last acknowledgement, or a reset: there is nobody who could remove the entry later.
-        is_over(b, "over")
-        b.goto("followed")
-        b.label("over")
-        b.r2 = flags
-        with b.If((b.r2 & TCP_RST) | ~(b.r2 & TCP_FIN)):
-            b.r1 = maps(settings).flows
-            b.lea(b.r2, key)
-            b.call(Helper.map_delete_elem)
-    b.label("followed")
-
-
-def is_over(b: Asm, label: str) -> None:
-    """Jump to *label* where the state in r4 says that the connection has ended.
-
-    Clobbers r4.
-    """
-    b.If(b.r4 & FLOW_RESET).goto(label)
-    b.r4 &= FLOW_BOTH_FINS
-    b.If(b.r4 == FLOW_BOTH_FINS).goto(label)
-
-
-@subprogram("map", "key", "value")
-def expire(b: Asm, settings: Settings) -> None:
-    """A flow's timer has fired: remove the entry where it has been quiet long enough for its state, else wait
-    on."""
-    b.r6 = b.r1
-    b.r7 = b.r2
-    b.r8 = b.r3
-    flow = TimedFlowValue(b.r8)
-    now(b, settings)
-    b.r2 = flow.last_seen
-    b.r0 -= b.r2
-    with b.If(b.r0.slt(0)):  # a packet has come since the clock was read
-        b.r0 = 0
-    b.r4 = flow.state
-    b.r3 = imm64(settings.handshake_seconds * NSEC_PER_SEC)
-    with b.If(b.r4 & FLOW_ESTABLISHED):
-        b.r3 = imm64(settings.idle_seconds * NSEC_PER_SEC)
-    is_over(b, "ended")
-    b.goto("decide")
-    b.label("ended")
-    b.r3 = imm64(settings.linger_seconds * NSEC_PER_SEC)
-    b.label("decide")
-    with b.If(b.r0 >= b.r3):
-        b.r1 = b.r6
-        b.r2 = b.r7
-        b.call(Helper.map_delete_elem)
-        b.ret(0)
-    b.lea(b.r1, flow.timer)
-    b.r2 = b.r3
-    b.r2 -= b.r0
-    b.r3 = 0
-    b.call(Helper.timer_start)
-    b.ret(0)
 
 
 def rewrite_port(

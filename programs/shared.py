@@ -57,14 +57,15 @@ class FlowValue(Struct, kernel_name="flow_value"):
     """Where a connection was going, and how far it has got.
 
     ``last_seen`` is in ns of the monotonic clock; ``syn_seq`` is the sequence number of the SYN that opened
-    it.
+    it, ``syn_ack_seq`` that of the answer.
     """
 
     last_seen = U64()
     state = U32()
     syn_seq = Be32()
     original_port = Be16()
-    pad = Bytes(6)
+    pad = Bytes(2)
+    syn_ack_seq = Be32()
 
 
 class TimedFlowValue(Struct, kernel_name="flow_value"):
@@ -74,7 +75,8 @@ class TimedFlowValue(Struct, kernel_name="flow_value"):
     state = U32()
     syn_seq = Be32()
     original_port = Be16()
-    pad = Bytes(6)
+    pad = Bytes(2)
+    syn_ack_seq = Be32()
     timer = Nested(BpfTimer)
 
 
@@ -130,6 +132,8 @@ class IngressCounters(Struct, kernel_name="ingress_counters"):
     """Packets at TC ingress for an intercepted port or Envoy's own, by what became of them.
 
     ``errors_redirected`` are ICMP errors about packets that Envoy sent in a known flow.
+    ``challenged_tuple_in_use`` are SYNs that met another connection of their client's at Envoy; they count as
+    redirected too.
     """
 
     redirected = U64()
@@ -139,8 +143,8 @@ class IngressCounters(Struct, kernel_name="ingress_counters"):
     passed_without_flow = U64()
     passed_forwarded = U64()
     passed_draining = U64()
+    challenged_tuple_in_use = U64()
     dropped_map_full = U64()
-    dropped_tuple_in_use = U64()
     dropped_direct = U64()
     dropped_malformed = U64()
     dropped_rewrite_failed = U64()

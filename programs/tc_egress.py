@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
+from programs.flow import flow_value, follow
 from programs.icmp import find_quoted
-from programs.packet import Interface, fill_key, find_tcp, flow_value, follow, rewrite_port
+from programs.packet import Interface, fill_key, find_tcp, rewrite_port
 from programs.settings import Settings
 from programs.shared import FLOW_FIN_SERVER, Counters, FlowKey, count, find_counters, maps
 from pybpfasm.asm import Asm, be16
@@ -53,7 +54,7 @@ def tc_egress(b: Asm, ctx: SkBuff, settings: Settings, interface: Interface) -> 
     b.r7 = b.r0
     b.r2 = flow_value(settings, b.r7).original_port
     new_port.store(b.r2)
-    follow(b, settings, key, flags, FLOW_FIN_SERVER)
+    follow(b, ctx, settings, key, flags, FLOW_FIN_SERVER)
     check, port = (b.r9, Tcp.offsetof("check")), (b.r9, Tcp.offsetof("source"))
     rewrite_port(b, ctx, check, port, old_port, new_port, "rewrite_failed")
     count(b, counters.restored)

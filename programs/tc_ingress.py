@@ -7,19 +7,9 @@ counters, r9 the offset of the TCP or ICMP header.
 
 from __future__ import annotations
 
+from programs.flow import expire, find_socket, flow_value, follow, is_over, start_timer
 from programs.icmp import find_quoted
-from programs.packet import (
-    PACKET_HOST,
-    Interface,
-    expire,
-    fill_key,
-    find_tcp,
-    flow_value,
-    follow,
-    is_over,
-    rewrite_port,
-    start_timer,
-)
+from programs.packet import PACKET_HOST, Interface, fill_key, find_tcp, rewrite_port
 from programs.settings import Settings
 from programs.shared import (
     CLOCK_MONOTONIC,
@@ -35,10 +25,9 @@ from programs.shared import (
     now,
 )
 from pybpfasm.asm import Asm, Label, Mem, be16
-from pybpfasm.kernel.context import BpfSock, FibLookup, SkBuff, SockTuple
+from pybpfasm.kernel.context import BpfSock, FibLookup, SkBuff
 from pybpfasm.kernel.enums import (
     BPF_ANY,
-    BPF_F_CURRENT_NETNS,
     AttachType,
     FibLookupResult,
     Helper,
@@ -107,7 +96,7 @@ def tc_ingress(b: Asm, ctx: SkBuff, settings: Settings, interface: Interface) ->
     b.r7 = b.r0
     b.r3 = flow_value(settings, b.r7).original_port
     b.If(b.r3 != b.r4).goto("without_flow")
-    follow(b, settings, key, flags, FLOW_FIN_CLIENT)
+    follow(b, ctx, settings, key, flags, FLOW_FIN_CLIENT)
     b.goto("rewrite")
 
     b.label("syn")
@@ -148,8 +137,6 @@ def tc_ingress(b: Asm, ctx: SkBuff, settings: Settings, interface: Interface) ->
         passed["draining"] = counters.passed_draining
     if settings.new_flows and not interface.loopback:
         passed["forwarded"] = counters.passed_forwarded
-    if settings.new_flows or interface.loopback:
-        dropped["tuple_in_use"] = counters.dropped_tuple_in_use
     if not interface.loopback:
         dropped["refuse_direct"] = counters.dropped_direct
     for verdict, exits in ((TcxAction.NEXT, passed), (TcxAction.DROP, dropped)):
@@ -157,6 +144,11 @@ def tc_ingress(b: Asm, ctx: SkBuff, settings: Settings, interface: Interface) ->
             b.label(label)
             count(b, counter)
             b.ret(verdict)
+
+    if settings.new_flows:
+        b.label("tuple_in_use")
+        count(b, counters.challenged_tuple_in_use)
+        b.goto("rewrite")
 
     b.label("malformed")
     # It may be for an intercepted port, and what can't be read must not reach the application.
@@ -174,7 +166,9 @@ def new_flow(b: Asm, ctx: SkBuff, settings: Settings, interface: Interface, key:
     """A SYN for an intercepted port, its TCP header at r7, the flow known for its tuple, or 0, in r0.
 
     Goes on where the flow is new and known now. Jumps to ``rewrite``, ``forwarded``, ``draining``,
-    ``tuple_in_use`` or ``map_full``.
+    ``tuple_in_use`` or ``map_full``. In the fourth case Envoy's kernel has the last word: it asks the peer of
+    the connection that has the tuple whether it lives (RFC 5961, section 4.2). If it does, no harm is done,
+    and the SYN comes to nothing; if not, its reset makes room for the SYN that is sent again.
     """
     value = b.stack(TimedFlowValue) if settings.timers else b.stack(FlowValue)
     b.zero(value)
@@ -247,7 +241,7 @@ def to_envoy_itself(b: Asm, ctx: SkBuff, settings: Settings, interface: Interfac
     Only a SYN matters, an existing connection is left alone. One that was translated at another hook on the
     packet's way (a VLAN's parent, a bridge port) is known by its sequence number. Others have no original
     destination: from outside they are refused, on ``lo`` they pass after a flow that once had the same tuple
-    is forgotten.
+    is forgotten, unless its connection lives: then TCP challenges its client (see `new_flow`).
     """
     b.If(b.r3 != TCP_SYN).goto("other")
     with b.If(b.r0 != 0):
@@ -255,7 +249,7 @@ def to_envoy_itself(b: Asm, ctx: SkBuff, settings: Settings, interface: Interfac
         b.r3 = Tcp(b.r7).seq
         b.If(b.r2 == b.r3).goto("other")
         if interface.loopback:
-            in_use(b, ctx, settings, key, "tuple_in_use")
+            in_use(b, ctx, settings, key, "other")
             b.r1 = maps(settings).flows
             b.lea(b.r2, key)
             b.call(Helper.map_delete_elem)
@@ -298,40 +292,19 @@ def is_forwarded(b: Asm, ctx: SkBuff, key: FlowKey, label: str) -> None:
     b.r3 = FibLookup.sizeof
     b.r4 = 0
     b.call(Helper.fib_lookup)
-    for result in (FibLookupResult.SUCCESS, FibLookupResult.NO_NEIGH, FibLookupResult.FRAG_NEEDED):
+    for result in (
+        FibLookupResult.SUCCESS,
+        FibLookupResult.NO_NEIGH,
+        FibLookupResult.FRAG_NEEDED,
+        FibLookupResult.UNSUPP_LWT,  # by a route that encapsulates
+    ):
         b.If(b.w0 == result).goto(label)
 
 
 def in_use(b: Asm, ctx: SkBuff, settings: Settings, key: FlowKey, label: str) -> None:
     """Jump to *label* where a live socket has the tuple that the connection would have at Envoy."""
-    pair = b.stack(SockTuple)
-    v6, ask, free = Label("pair6"), Label("look_up"), Label("free")
-    b.r2 = key.client_port
-    b.r3 = key.family
-    b.If(b.r3 == AF_INET6).goto(v6)
-    pair.ipv4.sport = b.r2
-    pair.ipv4.dport = settings.envoy_port
-    b.r2 = key.client.u32(3)
-    pair.ipv4.saddr = b.r2
-    b.r2 = key.server.u32(3)
-    pair.ipv4.daddr = b.r2
-    b.r3 = type(pair.ipv4).sizeof
-    b.goto(ask)
-    b.label(v6)
-    pair.ipv6.sport = b.r2
-    pair.ipv6.dport = settings.envoy_port
-    for word in range(4):
-        b.r2 = key.client.u32(word)
-        pair.ipv6.saddr[word] = b.r2
-        b.r2 = key.server.u32(word)
-        pair.ipv6.daddr[word] = b.r2
-    b.r3 = type(pair.ipv6).sizeof
-    b.label(ask)
-    b.r1 = ctx
-    b.lea(b.r2, pair)
-    b.r4 = BPF_F_CURRENT_NETNS
-    b.r5 = 0
-    b.call(Helper.skc_lookup_tcp)
+    free = Label("free")
+    find_socket(b, ctx, settings, key)
     b.If(b.r0 == 0).goto(free)
     b.r7 = BpfSock(b.r0).state
     b.r1 = b.r0

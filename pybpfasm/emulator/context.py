@@ -468,10 +468,9 @@ def socket_at(run: Run, address: int) -> Socket:
 def tcp_socket_pointer(run: Run, socket: Socket) -> int:
     """``struct bpf_tcp_sock`` of a socket, all zeros but for what the model knows."""
     order = run.emulator.byteorder
-    region = Fields(
-        "bpf_tcp_sock", bytearray(BpfTcpSock.pack(byteorder=order, snd_cwnd=10)), order, _TCP_SOCK, {}
-    )
-    return run.pointer(region)
+    known = {"snd_cwnd": 10, "snd_nxt": socket.snd_nxt & 0xFFFFFFFF, "rcv_nxt": socket.rcv_nxt & 0xFFFFFFFF}
+    data = bytearray(BpfTcpSock.pack(byteorder=order, **known))
+    return run.pointer(Fields("bpf_tcp_sock", data, order, _TCP_SOCK, {}))
 
 
 @lru_cache(maxsize=4)

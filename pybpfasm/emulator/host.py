@@ -161,8 +161,6 @@ class TcpSocket(Socket):
     redirected: bytearray = field(default_factory=bytearray, repr=False)
     backlog: deque[TcpSocket] = field(default_factory=deque, repr=False)
     listener: TcpSocket | None = field(default=None, repr=False)
-    snd_nxt: int = 0
-    rcv_nxt: int = 0
     segs_out: int = 0
     fin_received: bool = False
     was_reset: bool = False

@@ -61,6 +61,8 @@ class Socket:
     members: list[Map] = field(default_factory=list, repr=False)
     closed: bool = False
     cb_flags: int = 0  # BPF_SOCK_OPS_*_FLAG, what sock_ops_cb_flags_set has asked for
+    snd_nxt: int = 0  # the sequence numbers that come next
+    rcv_nxt: int = 0
 
     @property
     def mapped(self) -> bool:

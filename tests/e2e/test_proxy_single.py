@@ -103,7 +103,7 @@ def test_one_source_port_to_two_intercepted_ports(busy: Playground, server: str)
             assert _echo(first, b"first") == b"first"
             with pytest.raises(TimeoutError):
                 _connect_reusing(busy, server, OTHER_ECHO, 22222, timeout=0.5)
-            assert proxy.counters()["ingress"]["dropped_tuple_in_use"] >= 1
+            assert proxy.counters()["ingress"]["challenged_tuple_in_use"] >= 1
             assert _echo(first, b"still there") == b"still there"
         finally:
             first.close()

@@ -34,6 +34,8 @@ class Frame:
     sport: int = 40000
     dport: int = 8000
     seq: int = 1000
+    ack: int = 1001
+    """What a client sends after a SYN-ACK with the default ``seq``."""
     flags: int = 2
     tcp_options: int = 0
     payload: bytes = b""
@@ -66,6 +68,7 @@ class Frame:
                 sport=self.sport,
                 dport=self.dport,
                 seq=self.seq,
+                ack=self.ack,
                 flags=self.flags,
                 options=[("NOP", None)] * 4 * self.tcp_options,
             )

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only
 """What should happen to a frame, written from the rules and from the header formats, with nothing taken from
-the programs (RFC 791, 4302, 8200, 9293; IEEE 802.1Q)."""
+the programs (RFC 791, 4302, 5961, 8200, 9293; IEEE 802.1Q)."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ class Segment:
     sport: int
     dport: int
     seq: int
+    ack: int
     flags: int
 
 
@@ -98,8 +99,8 @@ def _tcp(frame: bytes, at: int, need: int, family: int, source: bytes, destinati
     if len(frame) < at + need:
         return MALFORMED
     header = frame[at : at + 20].ljust(20, b"\0")
-    sport, dport, seq, _, _, flags = struct.unpack_from(">HHIIBB", header)
-    return Segment(at, family, source, destination, sport, dport, seq, flags)
+    sport, dport, seq, ack, _, flags = struct.unpack_from(">HHIIBB", header)
+    return Segment(at, family, source, destination, sport, dport, seq, ack, flags)
 
 
 @dataclass
@@ -120,12 +121,16 @@ def _never(_: Segment) -> bool:
     return False
 
 
+# How far from what is expected a sequence number is believed.
+NEAR = 1 << 20
+
+
 @dataclass
 class Model:
     """The proxy's rules for frames, and its flow map as a dictionary.
 
     ``in_use`` says whether a live socket has the tuple that a connection would get, ``forwarded`` whether its
-    destination is another host.
+    destination is another host. ``syn_acks`` has the sequence numbers of the SYN-ACKs that were seen.
     """
 
     ports: tuple[tuple[int, int], ...]
@@ -139,6 +144,7 @@ class Model:
     in_use: Callable[[Segment], bool] = _never
     forwarded: Callable[[Segment], bool] = _never
     flows: dict[bytes, list[int]] = field(default_factory=dict)
+    syn_acks: dict[bytes, int] = field(default_factory=dict)
 
     def wanted(self, port: int) -> bool:
         """Whether the port is intercepted."""
@@ -169,7 +175,7 @@ class Model:
             return self._opens(found, key, flow)
         if flow is None or flow[0] != found.dport:
             return Outcome(counted=("passed_without_flow",))
-        self._follow(key, found.flags, FIN_CLIENT)
+        self._follow(key, found, FIN_CLIENT)
         return Outcome(dport=self.envoy_port, counted=("redirected",))
 
     def _direct(self, found: Segment, key: bytes, flow: list[int] | None) -> Outcome:
@@ -178,7 +184,7 @@ class Model:
         if self.loopback:
             if flow is not None:
                 if self.in_use(found):
-                    return Outcome(drop=True, counted=("dropped_tuple_in_use",))
+                    return Outcome()
                 del self.flows[key]
             return Outcome()
         if self.forwarded(found):
@@ -194,10 +200,11 @@ class Model:
         if not self.loopback and self.forwarded(found):
             return Outcome(counted=("passed_forwarded",))
         if self.in_use(found):
-            return Outcome(drop=True, counted=("dropped_tuple_in_use",))
+            return Outcome(dport=self.envoy_port, counted=("challenged_tuple_in_use", "redirected"))
         if flow is None and len(self.flows) >= self.capacity:
             return Outcome(drop=True, counted=("dropped_map_full",))
         self.flows[key] = [found.dport, 0, found.seq]
+        self.syn_acks.pop(key, None)
         return Outcome(dport=self.envoy_port, counted=("new_flows", "redirected"))
 
     def egress(self, frame: bytes, *, ethertype: int = 0) -> Outcome:
@@ -210,19 +217,29 @@ class Model:
         if flow is None:
             return Outcome(counted=("passed_without_flow",))
         port = flow[0]
-        self._follow(key, found.flags, FIN_SERVER)
+        self._follow(key, found, FIN_SERVER)
         return Outcome(sport=port, counted=("restored",))
 
     @staticmethod
     def _over(state: int) -> bool:
         return bool(state & RESET) or state & (FIN_CLIENT | FIN_SERVER) == FIN_CLIENT | FIN_SERVER
 
-    def _follow(self, key: bytes, flags: int, fin: int) -> None:
-        flow = self.flows[key]
+    def _follow(self, key: bytes, found: Segment, fin: int) -> None:
+        flow, flags = self.flows[key], found.flags
         if fin == FIN_CLIENT:
-            flow[1] |= ESTABLISHED  # what the server sends says nothing of whether its client exists
+            # What the server sends says nothing of whether its client exists.
+            if flags & ACK and 0 <= _ahead(found.ack, self.syn_acks.get(key, 0) + 1) < NEAR:
+                flow[1] |= ESTABLISHED
+        elif flags & SYN:
+            flow[1] = 0
+            self.syn_acks[key] = found.seq
         elif not flags & RST:
             flow[1] &= ~RESET
         flow[1] |= (fin if flags & FIN else 0) | (RESET if flags & RST else 0)
         if not self.timers and self._over(flow[1]) and (flags & RST or not flags & FIN):
             del self.flows[key]
+
+
+def _ahead(one: int, other: int) -> int:
+    """How far a sequence number is ahead of another (RFC 9293, section 3.4)."""
+    return (one - other + (1 << 31)) % (1 << 32) - (1 << 31)

@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import errno
+import fcntl
+import socket
 import struct
 import subprocess
 import time
@@ -11,6 +13,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -76,6 +79,30 @@ def patiently(connect: Callable[[], None]) -> None:
             if error.errno not in RETRY or time.monotonic() > deadline:
                 raise
             time.sleep(0.005)
+
+
+def ready(name: str) -> None:
+    """Wait until the device is in operation and takes packets for all its addresses of IPv6.
+
+    The kernel notes both some time after it has been set up: an address of which duplicate detection knows no
+    harm gets its route, without which a packet for it is dropped (Ip6InAddrErrors), from a work queue.
+    """
+    request = struct.pack("16s24x", name.encode())
+    deadline = time.monotonic() + 5
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
+        while True:
+            answer = fcntl.ioctl(control.fileno(), 0x8913, request)  # SIOCGIFFLAGS
+            running = struct.unpack_from("=H", answer, 16)[0] & 0x40  # IFF_RUNNING
+            addresses = {row[0] for row in _rows("if_inet6") if row[5] == name}
+            local = {row[0] for row in _rows("ipv6_route") if row[9] == name and int(row[8], 16) >> 31}
+            if running and addresses and addresses <= local:  # RTF_LOCAL is the highest bit
+                return
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+
+
+def _rows(table: str) -> list[list[str]]:
+    return [row.split() for row in Path(f"/proc/thread-self/net/{table}").read_text().splitlines()]
 
 
 class Rig:

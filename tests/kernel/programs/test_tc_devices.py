@@ -20,7 +20,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -38,8 +38,8 @@ from pybpfasm.program import sched_cls
 from tests.kernel.programs import frames
 from tests.kernel.programs import scapy_layers as scapy
 from tests.kernel.programs.frames import AH, DESTINATION, FRAGMENT, HOP_BY_HOP, Frame
-from tests.kernel.programs.oracle import ACK, SYN
-from tests.kernel.programs.rig import Rig
+from tests.kernel.programs.oracle import ACK, FIN, PSH, RST, SYN
+from tests.kernel.programs.rig import Rig, ready
 from tests.requires import requires
 
 ENVOY, SERVICE = 8080, 8000
@@ -79,32 +79,10 @@ def attach(stack: ExitStack, rig: Rig, name: str, link: Interface = Interface())
             tc_clsact.attach(rig.load(hook, link), index, kind, name=hook)  # goes with the device
 
 
-def ready(name: str) -> None:
-    """Wait until the device is in operation and takes packets for all its addresses of IPv6.
-
-    The kernel notes both some time after it has been set up: an address of which duplicate detection knows no
-    harm gets its route, without which a packet for it is dropped (Ip6InAddrErrors), from a work queue.
-    """
-    request = struct.pack("16s24x", name.encode())
-    deadline = time.monotonic() + 5
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
-        while True:
-            answer = fcntl.ioctl(control.fileno(), 0x8913, request)  # SIOCGIFFLAGS
-            running = struct.unpack_from("=H", answer, 16)[0] & 0x40  # IFF_RUNNING
-            addresses = {row[0] for row in _rows("if_inet6") if row[5] == name}
-            local = {row[0] for row in _rows("ipv6_route") if row[9] == name and int(row[8], 16) >> 31}
-            if running and addresses and addresses <= local:  # RTF_LOCAL is the highest bit
-                return
-            assert time.monotonic() < deadline
-            time.sleep(0.005)
-
-
-def _rows(table: str) -> list[list[str]]:
-    return [row.split() for row in Path(f"/proc/thread-self/net/{table}").read_text().splitlines()]
-
-
 class Tun:
-    """A tun or tap device, and its other end in our hands."""
+    """A tun or tap device, and its other end in our hands. ``last`` is the TCP header of the last answer."""
+
+    last: Any
 
     def __init__(self, kind: int) -> None:
         self.tap = kind == IFF_TAP
@@ -135,7 +113,7 @@ class Tun:
             raw = os.read(self.file, 1 << 16)[10:]
             packet = frames.parse(raw) if self.tap else (scapy.IP if raw[0] >> 4 == 4 else scapy.IPv6)(raw)
             if kind in packet and scapy.TCP in packet and packet[scapy.TCP].dport == frame.sport:
-                tcp = packet[scapy.TCP]
+                tcp = self.last = packet[scapy.TCP]
                 return int(tcp.sport), int(tcp.flags), int(tcp.ack)
         return None
 
@@ -151,6 +129,15 @@ def device(kind: int) -> Iterator[Tun]:
         yield made
     finally:
         made.close()
+
+
+def opened(tap: Tun, frame: Frame) -> Frame:
+    """Make *frame* the SYN of a connection to Envoy; return the next segment of its client."""
+    tap.send(frame)
+    assert tap.answer(frame) == (SERVICE, SYN | ACK, frame.seq + 1)
+    client = frame.but(flags=ACK, seq=frame.seq + 1, ack=tap.last.seq + 1)
+    tap.send(client)
+    return client
 
 
 def listen(stack: ExitStack, port: int) -> socket.socket:
@@ -282,6 +269,105 @@ def test_fragments_are_put_together_behind_the_program(
         os.write(tap.file, bytes(10) + ethernet + made)
     assert tap.answer(whole) == (SERVICE, SYN | ACK, 8)
     assert rig.moved() == {"ingress.new_flows": 1, "ingress.redirected": 1, "egress.restored": 1}
+
+
+# --- What only a socket can judge. -----------------------------------------------------------------------
+
+
+BOTH_FAMILIES = pytest.mark.parametrize("family", [4, 6])
+
+
+@BOTH_FAMILIES
+@pytest.mark.parametrize("timers", [True, False])
+def test_a_forged_reset_does_not_end_a_flow(
+    in_netns: NetNs, stack: ExitStack, family: int, timers: bool
+) -> None:
+    """Without the right sequence number it is nothing to TCP, nor to the flow, however quiet that is."""
+    with Rig(Settings(Ports.parse("8000"), linger_seconds=1, timers=timers, coarse_clock=timers)) as rig:
+        tap = stack.enter_context(device(IFF_TAP))
+        listen(stack, ENVOY)
+        attach(stack, rig, "dev0")
+        client = opened(tap, Frame(family=family, seq=100))
+        reset = client.but(flags=RST)
+        for distance in (1 << 21, -2, -(1 << 20), 1 << 31):
+            tap.send(reset.but(seq=(client.seq + distance) % (1 << 32)))
+            assert [state for _, state, _ in rig.flows().values()] == [1]
+        time.sleep(2.5)  # a flow that has ended would be gone
+        tap.send(client.but(flags=ACK | PSH, payload=b"data"))
+        assert tap.answer(client) == (SERVICE, ACK, client.seq + 4)
+        tap.send(reset.but(seq=client.seq + 4))
+        if rig.settings.timers:
+            assert [state for _, state, _ in rig.flows().values()] == [1 | 8]
+        else:
+            assert rig.flows() == {}
+
+
+@requires(Feature.TIMER)
+@BOTH_FAMILIES
+def test_a_reset_that_tcp_asks_about(in_netns: NetNs, stack: ExitStack, rig: Rig, family: int) -> None:
+    """One within the window may be forged. The question shows that the connection lives."""
+    rig.clear()
+    tap = stack.enter_context(device(IFF_TAP))
+    listen(stack, ENVOY)
+    attach(stack, rig, "dev0")
+    client = opened(tap, Frame(family=family, seq=100))
+    tap.send(client.but(flags=RST, seq=client.seq + 5))
+    assert tap.answer(client) == (SERVICE, ACK, client.seq)
+    assert [state for _, state, _ in rig.flows().values()] == [1]
+
+
+@requires(Feature.TIMER)
+@BOTH_FAMILIES
+def test_a_reset_with_the_number_of_the_fin_before_it(
+    in_netns: NetNs, stack: ExitStack, rig: Rig, family: int
+) -> None:
+    """Some systems send it so, and Linux takes it."""
+    rig.clear()
+    tap = stack.enter_context(device(IFF_TAP))
+    listen(stack, ENVOY)
+    attach(stack, rig, "dev0")
+    client = opened(tap, Frame(family=family, seq=100))
+    tap.send(client.but(flags=FIN | ACK))
+    assert tap.answer(client) == (SERVICE, ACK, client.seq + 1)
+    tap.send(client.but(flags=RST))
+    assert [state for _, state, _ in rig.flows().values()] == [1 | 2 | 8]
+
+
+@BOTH_FAMILIES
+@pytest.mark.parametrize("known", [False, True], ids=["no flow", "flow of another port"])
+@pytest.mark.parametrize("lives", [False, True], ids=["dead", "alive"])
+def test_a_tuple_that_a_socket_of_envoy_has(
+    in_netns: NetNs, stack: ExitStack, rig: Rig, family: int, known: bool, lives: bool
+) -> None:
+    """TCP asks the client of the older connection: one that lives stays, another makes room."""
+    rig.clear()
+    tap = stack.enter_context(device(IFF_TAP))
+    listener = listen(stack, ENVOY)
+    listener.settimeout(5)
+    attach(stack, rig, "dev0")
+    old = opened(tap, Frame(family=family, seq=100))
+    server = stack.enter_context(listener.accept()[0])
+    server.settimeout(5)
+    if not known:  # as after `down` and `up`
+        rig.flow_map.clear()
+    before = rig.flows()
+    new = old.but(dport=9000, seq=5000, flags=SYN)
+    rig.moved()
+    tap.send(new)
+    port = SERVICE if known else ENVOY  # what the older connection's client knows, or nobody
+    assert tap.answer(new) == (port, ACK, old.seq)
+    moved = rig.moved()
+    assert moved.pop("ingress.challenged_tuple_in_use") == moved.pop("ingress.redirected") == 1
+    assert rig.flows() == before
+    if lives:
+        tap.send(old.but(flags=ACK | PSH, payload=b"on", dport=port))
+        assert server.recv(16) == b"on"
+        return
+    tap.send(old.but(flags=RST, dport=port))
+    with pytest.raises(ConnectionResetError):
+        server.recv(1)
+    tap.send(new)
+    assert tap.answer(new) == (9000, SYN | ACK, 5001)
 
 
 # --- A veth pair. -------------------------------------------------------------------------------------------

@@ -17,12 +17,14 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from loader.features import Feature
-from loader.netns import interface
+from loader.netns import NetNs, interface
 from loader.objects import Program
+from programs import flow
 from programs.packet import Interface
 from programs.tc_ingress import tc_ingress
 from tests.kernel.programs import frames
 from tests.kernel.programs import scapy_layers as scapy
+from tests.kernel.programs.conftest import VARIANTS
 from tests.kernel.programs.frames import (
     AH,
     DESTINATION,
@@ -34,7 +36,7 @@ from tests.kernel.programs.frames import (
     same,
 )
 from tests.kernel.programs.oracle import ACK, CWR, ECE, FIN, PSH, RST, SYN, Model, locate
-from tests.kernel.programs.rig import DROP, NEXT, Flow, Rig
+from tests.kernel.programs.rig import DROP, NEXT, Flow, Rig, ready
 from tests.requires import requires
 
 settings.load_profile("programs")
@@ -259,6 +261,7 @@ def recipes(draw: st.DrawFn) -> Frame:
         sport=draw(st.sampled_from((1, 8080, 40000, 65535))),
         dport=draw(ports),
         seq=draw(st.integers(0, 0xFFFFFFFF)),
+        ack=draw(st.sampled_from((1, 1001, 1 << 20, (1 << 20) + 1)) | st.integers(0, 0xFFFFFFFF)),
         flags=draw(st.sampled_from((SYN, SYN | ECE | CWR)) | st.integers(0, 255)),
         tcp_options=draw(st.integers(0, 10)),
         payload=draw(st.binary(max_size=64)),
@@ -452,6 +455,7 @@ SERVICES = st.sampled_from((8000, 9000))
                 (SYN, SYN, ACK, ACK | PSH, FIN | ACK, FIN | ACK, RST, SYN | ACK, RST | ACK, SYN | FIN)
             ),
             st.sampled_from((1, 2)),
+            st.sampled_from((2, 2, 3, 1 << 30)),
         ),
         max_size=30,
     ),
@@ -460,15 +464,15 @@ def test_any_course_of_connections(
     rig_of: Callable[[str], Rig],
     variant: str,
     loopback: bool,
-    steps: list[tuple[str, int, int, int, int, int]],
+    steps: list[tuple[str, int, int, int, int, int, int]],
 ) -> None:
     """Packets of both directions in any order, through both programs, against the model's flows."""
     rig = rig_of(variant)
     link = LO if loopback else Interface()
     into, out_of = rig.load("ingress", link), rig.load("egress", link)
     model = model_of(rig, loopback=loopback)
-    for direction, family, sport, dport, flags, seq in steps:
-        frame = Frame(family=family, sport=sport, dport=dport, flags=flags, seq=seq)
+    for direction, family, sport, dport, flags, seq, ack in steps:
+        frame = Frame(family=family, sport=sport, dport=dport, flags=flags, seq=seq, ack=ack)
         if direction == "in":
             check(rig, into, model, frame)
             continue
@@ -546,7 +550,7 @@ def test_a_tuple_that_a_live_socket_has_is_refused(
         model = model_of(rig, in_use=lambda _: True, loopback=loopback)
         # No flow, as after a restart of the map: the socket is somebody's connection all the same.
         check(rig, program, model, frame)
-        assert rig.counters()["ingress.dropped_tuple_in_use"] >= 1
+        assert rig.counters()["ingress.challenged_tuple_in_use"] >= 1
         # The flow of the live connection, for port 8000: its own SYN again is well, another port's is not.
         rig.put(flow_of(frame), 8000, 1, 5)
         model.flows[flow_of(frame).key] = [8000, 1, 5]
@@ -597,6 +601,7 @@ def test_what_is_routed_on_to_another_host_passes(rig_of: Callable[[str], Rig], 
     ip("addr", "add", "fd00:10::1/64", "dev", "in0", "nodad")
     ip("addr", "add", "192.168.178.10/24", "dev", "in0")
     ip("addr", "add", "fd00:192::10/64", "dev", "in0", "nodad")
+    ready("in0")
     index = interface("in0").index
     host = Frame(family=family, mac=frames.HOST_MAC)
     elsewhere = host.but(server="192.168.178.99" if family == 4 else "fd00:192::99")
@@ -621,6 +626,12 @@ def test_what_is_routed_on_to_another_host_passes(rig_of: Callable[[str], Rig], 
     look(host, False)
     look(elsewhere, True)
     look(host.but(dport=ENVOY), False)
+    look(elsewhere.but(dport=ENVOY), True)
+    encapsulated = (
+        ["ip", "id", "1", "dst", "10.0.0.7"] if family == 4 else ["ip6", "id", "1", "dst", "fd00:10::7"]
+    )
+    ip("route", "add", elsewhere.addresses[1], "encap", *encapsulated, "dev", "in0")
+    look(elsewhere, True)
     look(elsewhere.but(dport=ENVOY), True)
     # Within a connection the flow map alone decides.
     rig.put(flow_of(elsewhere), 8000)
@@ -648,10 +659,11 @@ def test_timers_remove_what_has_ended_and_nothing_else(rig_of: Callable[[str], R
     rig = rig_of("quick")
     into, out_of = rig.load("ingress"), rig.load("egress")
 
-    def connection(sport: int, *packets: tuple[str, int]) -> Flow:
+    def connection(sport: int, *packets: tuple[str, int] | tuple[str, int, int]) -> Flow:
+        """Packets by direction, flags and acknowledgement number."""
         frame = Frame(sport=sport, family=4 if sport % 2 else 6)
-        for direction, flags in packets:
-            one = frame.but(flags=flags)
+        for direction, flags, *ack in packets:
+            one = frame.but(flags=flags, ack=ack[0] if ack else frame.ack)
             if direction == ">":
                 assert rig.run(into, one.bytes())[0] == NEXT
             else:
@@ -668,8 +680,21 @@ def test_timers_remove_what_has_ended_and_nothing_else(rig_of: Callable[[str], R
         connection(5, *opened, (">", FIN | ACK), ("<", FIN | ACK), (">", ACK)),
         connection(6, *opened, ("<", FIN | ACK), ("<", ACK), (">", FIN | ACK)),
     ]
+    forged = frames.Frame.ack + (1 << 31)
+    ended += [
+        connection(7, *opened[:2], (">", ACK, forged)),
+        connection(8, *opened[:2], (">", FIN)),
+        connection(9, *opened[:2], (">", FIN | ACK, forged), ("<", RST)),
+        # A server that has refused the forged acknowledgement goes on to send its SYN-ACK.
+        connection(10, *opened[:2], (">", ACK, forged), ("<", RST), ("<", SYN | ACK)),
+        connection(21, (">", SYN), (">", ACK, 1 << 30), ("<", SYN | ACK)),
+        # The connection of before is gone if its server sends a SYN-ACK.
+        connection(22, *opened, (">", SYN), ("<", SYN | ACK)),
+    ]
     alive = [
         connection(11, *opened),
+        connection(16, *opened, ("<", SYN | ACK), (">", ACK)),  # the acknowledgement was lost
+        connection(17, *opened[:2], (">", ACK, forged), ("<", RST), *opened[2:], ("<", ACK)),
         connection(12, *opened, (">", FIN | ACK)),
         connection(13, *opened, ("<", FIN | ACK), (">", ACK)),
         connection(14, *opened, (">", RST), ("<", ACK)),  # the server did not believe the reset
@@ -687,6 +712,30 @@ def test_timers_remove_what_has_ended_and_nothing_else(rig_of: Callable[[str], R
     wait_until_gone(rig, [busy])
     assert set(rig.flows()) == {flow.key for flow in alive}
     assert rig.counters().keys() <= {"ingress.new_flows", "ingress.redirected", "egress.restored"}
+
+
+@requires(Feature.TIMER)
+def test_a_half_closed_flow_goes_sooner_than_an_open_one(
+    in_netns: NetNs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One side has ended and the other says nothing any more, as where a client is gone from the network."""
+    monkeypatch.setattr(flow, "HALF_CLOSED_SECONDS", 1)
+    with Rig(VARIANTS["slow handshake"]) as rig:
+        into, out_of = rig.load("ingress"), rig.load("egress")
+        for sport, family in itertools.product((1, 2, 3, 4), (4, 6)):
+            frame = Frame(sport=sport, family=family)
+            rig.run(into, frame.bytes())
+            rig.run(out_of, frame.answer(sport=ENVOY, flags=SYN | ACK).bytes())
+            if sport != 4:  # else a FIN without a handshake, which anybody can send
+                rig.run(into, frame.but(flags=ACK).bytes())
+            if sport in (1, 4):
+                rig.run(into, frame.but(flags=FIN | ACK, ack=0).bytes())
+            if sport == 2:
+                rig.run(out_of, frame.answer(sport=ENVOY, flags=FIN | ACK).bytes())
+        wait_until_gone(rig, [flow_of(Frame(sport=sport, family=f)) for sport in (1, 2) for f in (4, 6)])
+        assert set(rig.flows()) == {
+            flow_of(Frame(sport=sport, family=f)).key for sport in (3, 4) for f in (4, 6)
+        }
 
 
 @requires(Feature.TIMER)

@@ -88,7 +88,7 @@ def test_one_source_port_for_two_intercepted_ports() -> None:
     with pytest.raises(Refused) as refused:
         proxy.connect(8001, source_port=5555)
     assert refused.value.errno == 110
-    assert proxy.counters.ingress.dropped_tuple_in_use == 1
+    assert proxy.counters.ingress.challenged_tuple_in_use == 1
     exchange(first, b"still", b"here")
 
 

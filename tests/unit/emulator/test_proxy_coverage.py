@@ -53,13 +53,14 @@ class Bench:
         sport: int = 5000,
         dport: int = 8000,
         seq: int = 1,
+        ack: int = 1,
         back: bool = False,
         payload: bytes = b"",
     ) -> bytes:
         ends = (CLIENT[family], sport, SERVER[family], dport)
         if back:
             ends = (SERVER[family], dport, CLIENT[family], sport)
-        return Segment(*ends, flags, seq, 1, payload).packet(link_header=self.link)
+        return Segment(*ends, flags, seq, ack, payload).packet(link_header=self.link)
 
     def send(self, packet: bytes, program: Program | None = None, **options: Any) -> int:
         options.setdefault("ifindex", 2)
@@ -211,6 +212,32 @@ def flows(bench: Bench, settings: Settings = SETTINGS) -> None:
             run(TCP_SYN, sport=7000 + number, family=family)
             run(TCP_SYN, sport=7000 + number, family=family, dport=8080, seq=9)
             emulator.sockets.remove(socket)
+    # Resets, by what the socket expects; and packets that acknowledge nothing.
+    for number, state in enumerate((None, *TcpState)):
+        for family in (4, 6):
+            port = 7100 + number
+            run(TCP_SYN, sport=port, family=family)
+            run(TCP_FIN, sport=port, family=family)
+            run(TCP_ACK, sport=port, family=family, ack=1 << 21)
+            run(TCP_SYN | TCP_ACK, sport=port, family=family, back=True)
+            run(TCP_ACK, sport=port, family=family, ack=2)
+            run(TCP_FIN | TCP_ACK, sport=port, family=family, ack=2)
+            socket = Socket(
+                family=AF_INET if family == 4 else AF_INET6,
+                src=SERVER[family],
+                src_port=8080,
+                dst=CLIENT[family],
+                dst_port=port,
+                state=state or 0,
+                netns=7,
+                rcv_nxt=100,
+            )
+            if state is not None:
+                emulator.sockets.add(socket)
+            for seq in (98, 1 << 21, 99, 100):
+                run(TCP_RST, sport=port, family=family, seq=seq)
+            if state is not None:
+                emulator.sockets.remove(socket)
     # A socket that closes while it is looked up.
     closing = Socket(src=SERVER[4], src_port=8080, dst=CLIENT[4], dst_port=7500, netns=7)
     emulator.sockets.add(closing)
@@ -321,10 +348,17 @@ def failing_helpers(coverage: Coverage, settings: Settings = SETTINGS) -> None:
     bench = Bench(coverage, settings)
     bench.failing(Helper.skb_pull_data, -12, lambda run, arguments: True)
     assert bench.send(bench.segment(TCP_SYN), linear=14) == 2
+    for forwarded in (8, 6):
+        bench = Bench(coverage, settings)
+        bench.failing(Helper.fib_lookup, forwarded, lambda run, arguments: True)
+        assert bench.send(bench.segment(TCP_SYN)) == -1
+        assert bench.send(bench.segment(TCP_SYN, dport=8080)) == -1
     bench = Bench(coverage, settings)
-    bench.failing(Helper.fib_lookup, 8, lambda run, arguments: True)
-    assert bench.send(bench.segment(TCP_SYN)) == -1
-    assert bench.send(bench.segment(TCP_SYN, dport=8080)) == -1
+    bench.send(bench.segment(TCP_SYN))
+    bench.failing(Helper.skb_load_bytes, -14, lambda run, arguments: True)
+    for flags in (TCP_ACK, TCP_RST):
+        assert bench.send(bench.segment(flags)) == -1
+    assert bench.send(bench.segment(TCP_SYN | TCP_ACK, back=True, dport=8080), bench.egress) == -1
     bench = Bench(coverage, settings)
     seen: list[int] = []
 
