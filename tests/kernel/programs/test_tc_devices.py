@@ -274,6 +274,15 @@ def test_fragments_are_put_together_behind_the_program(
 # --- What only a socket can judge. -----------------------------------------------------------------------
 
 
+def serve(stack: ExitStack, rig: Rig) -> tuple[Tun, socket.socket]:
+    """A tap device with the programs on it, and a listener at Envoy's port."""
+    rig.clear()
+    tap = stack.enter_context(device(IFF_TAP))
+    listener = listen(stack, ENVOY)
+    attach(stack, rig, "dev0")
+    return tap, listener
+
+
 BOTH_FAMILIES = pytest.mark.parametrize("family", [4, 6])
 
 
@@ -284,9 +293,7 @@ def test_a_forged_reset_does_not_end_a_flow(
 ) -> None:
     """Without the right sequence number it is nothing to TCP, nor to the flow, however quiet that is."""
     with Rig(Settings(Ports.parse("8000"), linger_seconds=1, timers=timers, coarse_clock=timers)) as rig:
-        tap = stack.enter_context(device(IFF_TAP))
-        listen(stack, ENVOY)
-        attach(stack, rig, "dev0")
+        tap, _ = serve(stack, rig)
         client = opened(tap, Frame(family=family, seq=100))
         reset = client.but(flags=RST)
         for distance in (1 << 21, -2, -(1 << 20), 1 << 31):
@@ -306,10 +313,7 @@ def test_a_forged_reset_does_not_end_a_flow(
 @BOTH_FAMILIES
 def test_a_reset_that_tcp_asks_about(in_netns: NetNs, stack: ExitStack, rig: Rig, family: int) -> None:
     """One within the window may be forged. The question shows that the connection lives."""
-    rig.clear()
-    tap = stack.enter_context(device(IFF_TAP))
-    listen(stack, ENVOY)
-    attach(stack, rig, "dev0")
+    tap, _ = serve(stack, rig)
     client = opened(tap, Frame(family=family, seq=100))
     tap.send(client.but(flags=RST, seq=client.seq + 5))
     assert tap.answer(client) == (SERVICE, ACK, client.seq)
@@ -322,10 +326,7 @@ def test_a_reset_with_the_number_of_the_fin_before_it(
     in_netns: NetNs, stack: ExitStack, rig: Rig, family: int
 ) -> None:
     """Some systems send it so, and Linux takes it."""
-    rig.clear()
-    tap = stack.enter_context(device(IFF_TAP))
-    listen(stack, ENVOY)
-    attach(stack, rig, "dev0")
+    tap, _ = serve(stack, rig)
     client = opened(tap, Frame(family=family, seq=100))
     tap.send(client.but(flags=FIN | ACK))
     assert tap.answer(client) == (SERVICE, ACK, client.seq + 1)
@@ -340,11 +341,8 @@ def test_a_tuple_that_a_socket_of_envoy_has(
     in_netns: NetNs, stack: ExitStack, rig: Rig, family: int, known: bool, lives: bool
 ) -> None:
     """TCP asks the client of the older connection: one that lives stays, another makes room."""
-    rig.clear()
-    tap = stack.enter_context(device(IFF_TAP))
-    listener = listen(stack, ENVOY)
+    tap, listener = serve(stack, rig)
     listener.settimeout(5)
-    attach(stack, rig, "dev0")
     old = opened(tap, Frame(family=family, seq=100))
     server = stack.enter_context(listener.accept()[0])
     server.settimeout(5)
