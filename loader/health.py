@@ -43,10 +43,10 @@ _COUNTERS: Final[dict[tuple[str, str], tuple[str, str]]] = {
         "{n} times a connection was refused because {flow_capacity} were known already",
         "up --flow-capacity with more",
     ),
-    ("ingress", "dropped_tuple_in_use"): (
-        "{n} times a client began a second connection from one source port, to another intercepted port, "
-        "and was refused",
-        "the client has to take another source port; most do by themselves when they try again",
+    ("ingress", "challenged_tuple_in_use"): (
+        "{n} times a SYN came from an address and port that another connection to Envoy has",
+        "where that is dead, it makes room and the client gets through; else the client has to take another "
+        "source port, as most do when they try again",
     ),
     ("ingress", "dropped_direct"): (
         "{n} times somebody outside tried Envoy's own port {envoy_port} and was refused",
