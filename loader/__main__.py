@@ -1,9 +1,14 @@
 # SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only
 """``python -m loader``."""
 
+from __future__ import annotations
+
 import sys
 
-from loader.cli import main
+from pybpfasm.quiet import Quiet
+
+with Quiet():
+    from loader.cli import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -38,6 +38,10 @@ __all__ = [
 ]
 
 DEFAULT_MOUNT = Path("/sys/fs/bpf")
+READ_ONLY_ADVICE = (
+    "in a unit of systemd ProtectKernelTunables= makes it so, in a container the way it is mounted; "
+    "or name another one with --bpffs"
+)
 SOURCE = "pybpfasm"  # the source of a mount that we made
 DIRECTORY = "pybpfasm"  # the directory in a bpf file system that holds the instances
 
@@ -166,18 +170,21 @@ class BpfFs(NamedTuple):
 
     root: Path
     ours: bool
+    read_only: bool = False
 
     @classmethod
-    def find(cls, path: str | os.PathLike[str] | None = None) -> BpfFs | None:
+    def find(cls, path: str | os.PathLike[str] | None = None, *, read_only: bool = False) -> BpfFs | None:
         """Return the bpf file system at ``path``, or the one that the mount table shows.
 
         None where there is none.
 
-        Without ``path`` the usual place wins, then the first writable one. Raises
-        :class:`~loader.errors.UsageError` if ``path`` is something else.
+        Without ``path`` the usual place wins, then the first writable one; ``read_only`` allows for one that
+        is not, where no other is. Raises :class:`~loader.errors.UsageError` if ``path`` is something else.
         """
         table = mounts()
         if path is not None:
+            if not os.fspath(path):  # an empty variable in a script, and not the current directory
+                raise UsageError("'' is no bpf file system", hint="leave --bpffs out, or name a directory")
             root = Path(path)
             try:
                 magic = file_system_magic(root)
@@ -190,14 +197,25 @@ class BpfFs(NamedTuple):
                 raise UsageError(
                     f"{root} is not on a bpf file system", hint=f"mount one: mount -t bpf bpf {root}"
                 )
+            if not root.is_dir():
+                raise UsageError(
+                    f"{root} is not a directory", hint="name the one that is mounted, or one in it"
+                )
             resolved = root.resolve()
             ours = any(m.mount_point == resolved and m.source == SOURCE for m in visible(table, "bpf"))
             return cls(root, ours)
-        candidates = [m for m in visible(table, "bpf") if not m.read_only and shows(m, BPF_FS_MAGIC)]
-        candidates.sort(key=lambda m: m.mount_point != DEFAULT_MOUNT)
+        candidates = [
+            m for m in visible(table, "bpf") if (read_only or not m.read_only) and shows(m, BPF_FS_MAGIC)
+        ]
+        candidates.sort(key=lambda m: (m.read_only, m.mount_point != DEFAULT_MOUNT))
         for mount in candidates:
-            return cls(mount.mount_point, mount.source == SOURCE)
+            return cls(mount.mount_point, mount.source == SOURCE, mount.read_only)
         return None
+
+    def refuse_read_only(self) -> None:
+        """Raise :class:`~loader.errors.LoaderError` where nothing can be changed here, as in a sandbox."""
+        if self.read_only:
+            raise LoaderError(f"the bpf file system at {self.root} is read-only here", hint=READ_ONLY_ADVICE)
 
     @classmethod
     def ensure(cls, path: str | os.PathLike[str] | None = None, *, default: Path = DEFAULT_MOUNT) -> BpfFs:

@@ -9,6 +9,8 @@ one with ``--debug``. What a command needs is imported when it runs, so that ``u
 from __future__ import annotations
 
 import argparse
+import codecs
+import contextlib
 import errno
 import io
 import os
@@ -18,6 +20,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from loader.errors import LoaderError, UsageError
+from pybpfasm.version import ShowVersion
 
 if TYPE_CHECKING:
     from loader.plan import Plan, Request
@@ -27,7 +30,9 @@ if TYPE_CHECKING:
 __all__ = ["main"]
 
 DONE, FAILED, USAGE = 0, 1, 2
-PROG: Final = "python -m loader"
+# How it was called, for those who read what to type next; an installed one is no module on the path.
+_NAME: Final = "pybpfasm-loader"
+PROG: Final = _NAME if os.path.basename(sys.argv[0]) == _NAME else "python -m loader"
 LONGEST_WATCH: Final = 86400  # seconds
 ACCELERATE: Final = ("auto", "always", "never")
 CLSACT_VARIABLE: Final = "PYBPFASM_ATTACH"  # "clsact": do without TCX, for tests
@@ -87,7 +92,8 @@ _clock = Clock()
 
 def say(text: str) -> None:
     """Print a line for people on standard error."""
-    print(text, file=sys.stderr, flush=True)
+    if sys.stderr is not None:  # closed, and to print there would be to print on standard output
+        print(text, file=sys.stderr, flush=True)
 
 
 def warn(text: str) -> None:
@@ -128,7 +134,11 @@ def _add_proxy(parser: argparse.ArgumentParser) -> None:
         help="interface where clients come in; may be repeated; `lo` for clients on this host",
     )
     parser.add_argument(
-        "--ports", required=True, metavar="LIST", help="TCP ports to intercept, such as 8000,9000-9010"
+        "--ports",
+        action="append",
+        required=True,
+        metavar="LIST",
+        help="TCP ports to intercept, such as 8000,9000-9010; may be repeated",
     )
     parser.add_argument(
         "--envoy-port", default="8080", metavar="PORT", help="the port of Envoy's listener (default: 8080)"
@@ -180,8 +190,8 @@ def _add_proxy(parser: argparse.ArgumentParser) -> None:
     _add_instance(parser)
 
 
-def _parser() -> tuple[Parser, dict[str, argparse.ArgumentParser]]:
-    """Return the parser, and those of the commands by name."""
+def _parser(words: Sequence[str] = ()) -> tuple[Parser, dict[str, argparse.ArgumentParser]]:
+    """Return the parser for a command line, and those of the commands by name."""
     from loader import __doc__ as about
 
     parser = Parser(
@@ -192,6 +202,7 @@ def _parser() -> tuple[Parser, dict[str, argparse.ArgumentParser]]:
     )
     assert about
     parser.add_argument("--debug", action="store_true", help="show the Python traceback of an error")
+    parser.add_argument("--version", action=ShowVersion)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=Parser)
 
     made: dict[str, argparse.ArgumentParser] = {}
@@ -247,7 +258,9 @@ def _parser() -> tuple[Parser, dict[str, argparse.ArgumentParser]]:
     dump = command("dump", "listings of the programs with their Python lines")
     _add_proxy(dump)
     dump.add_argument("--program", metavar="NAME", help="only that one, pba_ingress say")
-    dump.add_argument("--elf", metavar="FILE", help="write an object for libbpf and bpftool instead")
+    dump.add_argument(
+        "--elf", metavar="FILE", help="write an object for libbpf and bpftool instead; - for standard output"
+    )
 
     run = command(
         "run",
@@ -280,7 +293,7 @@ def _parser() -> tuple[Parser, dict[str, argparse.ArgumentParser]]:
     )
 
     demo = command("demo", "client, gateway, server, application and Envoy in network namespaces")
-    if "demo" in sys.argv:
+    if "demo" in words:
         from loader.demo import add_arguments
 
         add_arguments(demo)
@@ -316,13 +329,15 @@ def _request(arguments: argparse.Namespace) -> Request:
     envoy_port = number("--envoy-port", arguments.envoy_port, 8080)
     option = "--ports: "
     try:
-        ports = Ports.parse(arguments.ports)
+        ports = Ports.parse(",".join(arguments.ports))
         option = "--mark: "
         mark = Mark.parse(arguments.mark)
         option = ""
         settings = Settings(ports, envoy_port, mark, arguments.accelerate != "never", **more)
     except SettingsError as error:
         raise UsageError(f"{option}{error}", hint=help_text) from None
+    except ValueError:  # more digits than Python makes a number of
+        raise UsageError(f"{option}a number of thousands of digits", hint=help_text) from None
     return Request(
         interfaces=tuple(arguments.iface),
         settings=settings,
@@ -480,7 +495,7 @@ def _down(arguments: argparse.Namespace) -> int:
 def _others(arguments: argparse.Namespace) -> str:
     from loader.bpffs import BpfFs
 
-    fs = BpfFs.find(arguments.bpffs)
+    fs = BpfFs.find(arguments.bpffs, read_only=True)
     names = [name for name in (fs.instances() if fs is not None else []) if name != arguments.name]
     return f" (up are: {', '.join(names)})" if names else ""
 
@@ -549,6 +564,9 @@ def _write_elf(path: str, specs: Sequence[ProgramSpec]) -> None:
             hint="name interfaces of one kind: lo has programs of its own",
         )
     data = write_object(specs)
+    if path == "-":
+        sys.stdout.buffer.write(data)
+        return
     try:
         with open(path, "wb") as file:
             file.write(data)
@@ -592,23 +610,11 @@ COMMANDS: Final[dict[str, Callable[[argparse.Namespace], int]]] = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit status. Nothing but SystemExit(0) of --help is ever raised."""
     words = list(sys.argv[1:] if argv is None else argv)
-    debug = "--debug" in words
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        # Where the encoding has no arrows and ticks there are question marks for them.
-        sys.stdout.reconfigure(errors="replace")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=_PLAINER)
     try:
         return _run_and_flush(words)
-    except LoaderError as error:
-        if debug:
-            raise
-        from loader.session import Interrupted
-
-        say(f"error: {error}")
-        if error.hint:
-            say(f"  {error.hint}")
-        if isinstance(error, Interrupted):
-            return 128 + error.signum
-        return USAGE if isinstance(error, UsageError) else FAILED
     except KeyboardInterrupt:
         say("interrupted")
         return 130
@@ -617,35 +623,72 @@ def main(argv: Sequence[str] | None = None) -> int:
         _give_up_output()
         return FAILED
     except Exception as error:
-        if debug:
-            raise
-        from pybpfasm.errors import PybpfasmError
+        own = words[: words.index("--")] if "--" in words else words
+        if "--debug" in own:
+            import traceback
 
-        if isinstance(error, PybpfasmError):
-            say(f"error: {error}")
-            return FAILED
-        if isinstance(error, ModuleNotFoundError) and error.name in _PACKAGES:
-            say(
-                f"error: the Python package {error.name!r} is missing\n"
-                f"  {sys.executable} -m pip install {error.name}, or use the Python in .venv"
-            )
-            return FAILED
-        if isinstance(error, OSError) and error.errno in _OUTPUT_FAILS and error.filename is None:
+            traceback.print_exc()
+        full = isinstance(error, OSError) and error.errno in _OUTPUT_FAILS and error.filename is None
+        if full:
             _give_up_output()
-            say(f"error: the output cannot be written: {error.strerror}\n  `{PROG} status` shows what is up")
-            return FAILED
-        command = next((word for word in words if word in COMMANDS), "")
-        say(
-            f"error: internal error in {PROG} {command}: {type(error).__name__}: {error}".rstrip()
-            + f"\n  this is a defect: please report it with what `{PROG} --debug {' '.join(words)}` prints"
+        message, hint, status = _explain(error, words, full)
+        say(f"error: {message}" + (f"\n  {hint}" if hint else ""))
+        if "--json" in own and not full:
+            with contextlib.suppress(OSError):
+                _print_json({"error": message, "hint": hint})
+                print(end="", flush=True)
+        return status
+
+
+def _explain(error: Exception, words: Sequence[str], full: bool) -> tuple[str, str, int]:
+    """What was wrong, what to do, and the exit status; ``full`` says that the output took no more."""
+    from loader.session import Interrupted
+    from pybpfasm.errors import PybpfasmError
+
+    if isinstance(error, Interrupted):
+        return str(error), error.hint, 128 + error.signum
+    if isinstance(error, LoaderError):
+        return str(error), error.hint, USAGE if isinstance(error, UsageError) else FAILED
+    if isinstance(error, PybpfasmError):
+        return str(error), "", FAILED
+    if isinstance(error, ModuleNotFoundError) and error.name in _PACKAGES:
+        without = "; `status --json` does without" if "status" in words else ""
+        return (
+            f"the Python package {error.name!r} is missing",
+            f"{sys.executable} -m pip install {error.name}, or use the Python in .venv{without}",
+            FAILED,
         )
-        return FAILED
+    if full and isinstance(error, OSError):
+        return (
+            f"the output cannot be written: {error.strerror}",
+            f"`{PROG} status` shows what is up",
+            FAILED,
+        )
+    command = next((word for word in words if word in COMMANDS), "")
+    return (
+        f"internal error in {PROG} {command}: {type(error).__name__}: {error}".rstrip(),
+        f"this is a defect: please report it with what `{PROG} --debug {' '.join(words)}` prints",
+        FAILED,
+    )
 
 
 # What some commands need besides the standard library.
 _PACKAGES: Final = ("pyroute2", "rich")
 # The errno values with which a write to a file of somebody's choice fails.
 _OUTPUT_FAILS: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+
+
+_PLAINER: Final = "pybpfasm-plainer"  # how characters are written that the encoding does not have
+_PLAIN: Final = {"✓": "+", "✗": "x", "→": "->", "…": "..."}
+
+
+def _plainer(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    return "".join(_PLAIN.get(one, "?") for one in error.object[error.start : error.end]), error.end
+
+
+codecs.register_error(_PLAINER, _plainer)
 
 
 def _give_up_output() -> None:
@@ -665,11 +708,16 @@ def _run_and_flush(words: list[str]) -> int:
 
 
 def _run(words: list[str]) -> int:
-    parser, commands = _parser()
+    parser, commands = _parser(words)
     command = next((word for word in words if not word.startswith("-")), "")
     if command in commands:
         _check_options(commands[command], words[words.index(command) + 1 :])
-    arguments = parser.parse_args(words)
+    arguments, extra = parser.parse_known_args(words)
+    if extra:
+        # That of all commands would say so too, and point to a help that does not show what can be said.
+        named = command in ("down", "status") and not extra[0].startswith("-")
+        instance = f"; an instance is named with --name {extra[0]}" if named else ""
+        commands.get(command, parser).error(f"{' '.join(extra)!r} is not understood{instance}")
     if arguments.command is None:
         raise UsageError("no command was given", hint=f"known are {', '.join(COMMANDS)}; see --help")
     return COMMANDS[arguments.command](arguments)

@@ -137,11 +137,16 @@ def _jit() -> Iterator[Finding]:
 
 
 def _bpffs() -> Iterator[Finding]:
-    from loader.bpffs import DEFAULT_MOUNT, BpfFs
+    from loader.bpffs import DEFAULT_MOUNT, READ_ONLY_ADVICE, BpfFs
 
-    fs = BpfFs.find()
+    fs = BpfFs.find(read_only=True)
     if fs is not None:
-        yield Finding("bpf file system", Verdict.GOOD, f"mounted at {fs.root}")
+        if fs.read_only:
+            yield Finding(
+                "bpf file system", Verdict.BAD, f"mounted at {fs.root}, read-only here", READ_ONLY_ADVICE
+            )
+        else:
+            yield Finding("bpf file system", Verdict.GOOD, f"mounted at {fs.root}")
         try:
             names = fs.instances()
         except PermissionError:

@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from loader import bpffs, features
-from loader.bpffs import remove_tree
+from loader.bpffs import BpfFs, remove_tree
 from loader.capabilities import missing_capabilities
 from loader.errors import CapabilityError, LoaderError
 from loader.holders import FilterHolder, Holder, has_clsact
@@ -41,6 +41,8 @@ def down(
         )
     result = Result(name, False)
     with changing(path, create=False) as session:
+        if session is None and (fs := BpfFs.find(path, read_only=True)) and fs.path(name).is_dir():
+            fs.refuse_read_only()
         directory = None if session is None else session.fs.path(name)
         if session is not None and directory is not None and directory.is_dir():
             warnings = _drain(directory, session, drain, tell) if drain > 0 else []

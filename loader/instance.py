@@ -215,7 +215,7 @@ def _pins(directory: Path) -> list[Path]:
 
 def open_instance(name: str, path: str | None = None) -> Instance | None:
     """Open the instance of that name, or return None if there is none. It may change meanwhile."""
-    fs = BpfFs.find(path)
+    fs = BpfFs.find(path, read_only=True)
     if fs is None:
         return None
     directory = fs.path(name)

@@ -219,10 +219,10 @@ def interface(name: str) -> Interface:
         index = socket.if_nametoindex(name)
     except (OSError, ValueError):
         known = interfaces()
-        raise UsageError(
-            f"there is no interface {name!r} in this network namespace",
-            hint=f"{_did_you_mean(name, known)}known are {', '.join(known) or 'none'}",
-        ) from None
+        hint = f"{_did_you_mean(name, known)}known are {', '.join(known) or 'none'}"
+        if any(part in known for part in name.split(",")):
+            hint = f"name each by itself: --iface {' --iface '.join(name.split(','))}"
+        raise UsageError(f"there is no interface {name!r} in this network namespace", hint=hint) from None
     return Interface(name, index, _link_type(name))
 
 

@@ -174,14 +174,8 @@ def _refuse_read_only(request: Request) -> None:
     One that is mounted over it would be in the sandbox's mount namespace, and end with that, and the proxy
     too.
     """
-    if request.bpffs is not None or BpfFs.find() is not None:
-        return
-    for mount in bpffs.visible(bpffs.mounts(), "bpf"):
-        raise LoaderError(
-            f"the bpf file system at {mount.mount_point} is read-only here",
-            hint="in a unit of systemd ProtectKernelTunables= makes it so, in a container the way it is "
-            "mounted; or name another one with --bpffs",
-        )
+    if request.bpffs is None and (found := BpfFs.find(read_only=True)) is not None:
+        found.refuse_read_only()
 
 
 def _interfaces(names: Iterable[str]) -> tuple[Interface, ...]:

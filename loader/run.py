@@ -58,6 +58,8 @@ def run(
         )
     with planning.make(request) as plan:  # what cannot be is said before Envoy starts
         cgroup = plan.cgroup.path if request.cgroup is not None else None
+        with plan.netns.entered():
+            _refuse_taken_port(request.settings.envoy_port)
     binary = envoy.find_binary()
     signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -115,6 +117,16 @@ def run(
                 signal.signal(number, signal.SIG_IGN)  # what follows is the end already
             return 128 + end.number
     return status
+
+
+def _refuse_taken_port(port: int) -> None:
+    """Whoever listens there already would be taken for the Envoy that is to be started."""
+    if found := listeners(port):
+        addresses = ", ".join(sorted({str(one.address) for one in found}))
+        raise ConflictError(
+            f"somebody listens on TCP port {port} already, at {addresses}",
+            hint="if that is your Envoy, `up` puts the proxy before it; else choose another --envoy-port",
+        )
 
 
 def _config(request: Request, config: str, directory: Path) -> Path:

@@ -5,7 +5,10 @@ from __future__ import annotations
 
 import sys
 
-from pybpfasm.cli import main
+from pybpfasm.quiet import Quiet
+
+with Quiet():
+    from pybpfasm.cli import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -30,6 +30,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final
 
 from pybpfasm.errors import PybpfasmError, suggestion
+from pybpfasm.version import ShowVersion
 
 if TYPE_CHECKING:
     from pybpfasm.instruction import Instruction
@@ -92,6 +93,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog=(__doc__ or "").partition("\n\n")[2],
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("--version", action=ShowVersion)
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
     def command(name: str, run: Any, help: str, what: str = "text, bytes, an object or a program") -> Any:

@@ -19,6 +19,7 @@ import pytest
 from loader import bpffs, cli, envoy, features, process, run
 from loader.features import Feature, Support
 from loader.features.named import PROBES
+from loader.objects import Map
 from loader.process import if_killed
 from loader.sys import libc
 from programs import tc_ingress
@@ -27,7 +28,9 @@ from programs.settings import Settings
 from pybpfasm.asm import Asm
 from pybpfasm.elf import read_object
 from pybpfasm.kernel.context import SkBuff
-from pybpfasm.kernel.enums import AttachType
+from pybpfasm.kernel.enums import AttachType, MapType
+from pybpfasm.layout import U32
+from pybpfasm.maps import MapSpec
 from pybpfasm.program import sched_cls
 from tests.kernel.instances import Outcome, Site, add_dummy, in_child, set_down, site
 from tests.patience import PATIENCE
@@ -176,6 +179,12 @@ def test_a_bpf_file_system_that_is_none(site: Site, tmp_path: Path) -> None:
     refused(site, outcome, 2, "No such file or directory", "mkdir -p")
     for words in (["down"], ["status"]):
         assert command(*words, "--bpffs", str(tmp_path)).status == 2
+    pin = site.fs.root / "pin"
+    with Map.create(MapSpec("pin", MapType.ARRAY, U32(), 4, 1)) as one:
+        one.pin(pin)
+    outcome = command(*UP, *cgroup, "--bpffs", str(pin))
+    pin.unlink()
+    refused(site, outcome, 2, f"{pin} is not a directory")
 
 
 def test_not_root(site: Site) -> None:
@@ -228,14 +237,44 @@ def test_three_capabilities_are_enough(site: Site) -> None:
     assert site.pins() == []
 
 
+def sandbox(only: Path | None = None) -> Callable[[], None]:
+    """What a child does before exec to have the bpf file systems read-only, or one of them and no other."""
+
+    def restrict() -> None:
+        if libc().unshare(0x00020000) != 0:  # CLONE_NEWNS
+            os._exit(97)
+        for mount in reversed(bpffs.visible(bpffs.mounts(), "bpf")):
+            if only in (None, mount.mount_point):
+                process.mount("none", str(mount.mount_point), None, _MS_REMOUNT | _MS_BIND | _MS_RDONLY)
+            elif libc().umount2(os.fsencode(mount.mount_point), 2) != 0:
+                os._exit(98)
+
+    return restrict
+
+
 def test_a_read_only_bpf_file_system(site: Site) -> None:
     """A sandbox has one: another one over it would end with the sandbox, and the proxy with that."""
-    before = bpffs.mounts()
-    for one in bpffs.visible(before, "bpf"):
-        process.mount("none", str(one.mount_point), None, _MS_REMOUNT | _MS_BIND | _MS_RDONLY)
-    outcome = command(*UP, "--cgroup", str(site.cgroup.path))
+    outcome = command(*UP, "--cgroup", str(site.cgroup.path), drop=sandbox())
     refused(site, outcome, 1, "the bpf file system at ", " is read-only here", "ProtectKernelTunables=")
-    assert [one.mount_id for one in bpffs.mounts()] == [one.mount_id for one in before]
+    outcome = command("doctor", drop=sandbox())
+    assert outcome.status == 1
+    assert ", read-only here" in outcome.out
+
+
+def test_an_instance_on_a_read_only_bpf_file_system(site: Site) -> None:
+    """What is there is seen, and nobody says that it is not."""
+    site.up()
+    before = site.pins(), site.attached()
+    there = sandbox(site.fs.root)
+    assert command("status", "--json", drop=there).json()["drift"] == []
+    for words in (["down"], ["down", "--drain", "1"]):
+        outcome = command(*words, drop=there)
+        assert (outcome.status, outcome.out) == (1, "")
+        assert f"the bpf file system at {site.fs.root} is read-only here" in outcome.err
+    outcome = command("down", "--name", "other", drop=there)
+    assert (outcome.status, outcome.err) == (0, "")
+    assert "instance 'other' is not up: there was nothing to remove (up are: default)" in outcome.out
+    assert (site.pins(), site.attached()) == before
 
 
 def test_another_namespace_needs_sys_admin(site: Site) -> None:
@@ -458,6 +497,9 @@ def test_dump_writes_an_object(site: Site, tmp_path: Path) -> None:
     outcome = site.run(*words, str(path))
     assert outcome.status == 2
     assert "there are several of pba_egress, pba_ingress" in outcome.err
+    whole = [sys.executable, "-m", "loader", "dump", "--iface", "lo", "--ports", "8000", "--elf", "-"]
+    printed = subprocess.run(whole, cwd=ROOT, stdout=subprocess.PIPE, check=True).stdout
+    assert set(read_object(printed).programs) == names
     outcome = site.run("dump", "--iface", "lo", "--ports", "8000", "--elf", str(tmp_path / "no" / "proxy.o"))
     assert outcome.status == 1
     assert "cannot be written: No such file or directory" in outcome.err
@@ -665,6 +707,13 @@ def test_who_clears_up_may_be_gone_before(tmp_path: Path) -> None:
             assert time.monotonic() < deadline
             time.sleep(0.01)
     assert not mark.exists()
+
+
+def test_run_where_somebody_listens_already(site: Site) -> None:
+    """That one would be taken for the Envoy that is to be started, whether this one can bind or not."""
+    words = ["run", *UP[1:], "--bpffs", str(site.fs.root), "--cgroup", str(site.cgroup.path)]
+    with socket.create_server(("127.0.0.1", 8080)):
+        refused(site, command(*words), 1, "somebody listens on TCP port 8080 already, at 127.0.0.1")
 
 
 def test_run_with_an_envoy_that_fails(site: Site, tmp_path: Path) -> None:

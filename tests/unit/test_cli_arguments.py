@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+import json
+import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from loader import cli
+from pybpfasm import cli as pybpfasm_cli
 
 ROOT = Path(__file__).resolve().parents[2]
 UP = ["up", "--iface", "eth0", "--ports", "8000"]
@@ -37,7 +41,11 @@ def run(words: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str,
         ([*UP, "--accelerate", "yes"], "'yes' is none of auto, always, never"),
         ([*UP, "--acc"], "there is no option --acc"),
         (["down", "--iface", "eth0"], "there is no option --iface"),
-        (["down", "default"], "unrecognized arguments: default"),
+        (["down", "default"], "'default' is not understood; an instance is named with --name default"),
+        ([*UP, "9000"], "'9000' is not understood\n"),
+        (["-x"], "'-x' is not understood"),
+        (["up", "--iface", "lo", "--ports", "8000", "--ports", "0"], "port 0 does not exist"),
+        (["up", "--iface", "lo", "--ports", "8" * 5000], "--ports: a number of thousands of digits"),
         (["up", "--iface"], "argument --iface: expected one argument"),
         (["up", "--iface", "eth0", "--ports", "70000"], "port 70000 does not exist"),
         (["up", "--iface", "eth0", "--ports", "0"], "port 0 does not exist"),
@@ -116,8 +124,117 @@ def test_a_defect_is_one_line(capsys: pytest.CaptureFixture[str], monkeypatch: p
     assert "internal error in python -m loader status: KeyError: 'surprise'" in err
     assert "python -m loader --debug status" in err
     assert "Traceback" not in err
-    with pytest.raises(KeyError):
-        cli.main(["--debug", "status"])
+    status, out, err = run(["--debug", "status"], capsys)
+    assert (status, out) == (1, "")
+    assert err.startswith("Traceback")
+    assert "internal error" in err
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "says"),
+    [
+        (["up", "--json"], 2, "the following arguments are required: --iface, --ports"),
+        (["up", "--iface", "lo", "--ports", "0", "--json"], 2, "port 0 does not exist"),
+        (["up", "--iface", "nosuch0", "--ports", "80", "--json", "--dry-run"], 2, "there is no interface"),
+        (["down", "--json", "--name", ".."], 2, "'..' cannot be the name of an instance"),
+        (["status", "--json", "--bpffs", ""], 2, "'' is no bpf file system"),
+        (["status", "--json", "--bpffs", "/nosuch"], 2, "/nosuch cannot be used as bpf file system"),
+        (["doctor", "--json", "--nosuch"], 2, "there is no option --nosuch"),
+        (["demo", "--json", "--nosuch"], 2, "there is no option --nosuch"),
+    ],
+)
+def test_a_failure_is_json_as_well(
+    words: list[str], status: int, says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found, out, err = run(words, capsys)
+    assert found == status
+    document = json.loads(out)
+    assert document.keys() == {"error", "hint"}
+    assert says in document["error"]
+    assert err == f"error: {document['error']}\n  {document['hint']}\n"
+    assert run([*words[:1], *(w for w in words[1:] if w != "--json")], capsys)[1] == ""
+
+
+def test_json_for_envoy_is_not_ours(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["run", "--iface", "nosuch0", "--", "--json", "--debug"], capsys)[1] == ""
+
+
+def test_a_usage_error_is_one_with_debug_too(capsys: pytest.CaptureFixture[str]) -> None:
+    status, _, err = run(["--debug", "up"], capsys)
+    assert status == 2
+    assert err.startswith("Traceback")
+
+
+def test_ports_may_be_repeated() -> None:
+    parser, _ = cli._parser()
+    request = cli._request(parser.parse_args([*UP, "--ports", "9000,80-90"]))
+    assert str(request.settings.ports) == "80-90,8000,9000"
+
+
+def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
+    for main in (cli.main, pybpfasm_cli.main):
+        try:
+            status: object = main(["--version"])
+        except SystemExit as stop:
+            status = stop.code
+        assert status == 0
+        assert re.fullmatch(
+            r"pybpfasm (\d+\.\d+\.\d+\S*|\(not installed\)), Python 3\.\d+\.\d+\S*, \w+ .*\n",
+            capsys.readouterr().out,
+        )
+
+
+@pytest.mark.parametrize("name", ["pybpfasm-loader", "python -m loader"])
+def test_what_to_type_is_what_was_typed(name: str, tmp_path: Path) -> None:
+    script = tmp_path / "pybpfasm-loader"
+    script.write_text(
+        f"import sys; sys.path[:0] = [{str(ROOT)!r}]; from loader.cli import main; sys.exit(main())"
+    )
+    command = ["-m", "loader"] if name.startswith("python") else [str(script)]
+    outcome = subprocess.run([sys.executable, *command, "up"], cwd=ROOT, capture_output=True, text=True)
+    assert f"`{name} up --help` shows what can be said" in outcome.stderr
+
+
+@pytest.mark.parametrize("package", ["loader", "pybpfasm"])
+def test_ctrl_c_while_it_starts_is_no_traceback(package: str) -> None:
+    code = (
+        "import os, runpy, signal, sys\n"
+        "class Press:\n"
+        "    def find_spec(self, name, *rest):\n"
+        f"        if name == '{package}.cli': os.kill(os.getpid(), signal.SIGINT)\n"
+        "sys.meta_path.insert(0, Press())\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        f"runpy.run_module('{package}', run_name='__main__')\n"
+    )
+    outcome = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert (outcome.returncode, outcome.stderr) == (-signal.SIGINT, "")
+
+
+def test_no_standard_error_is_not_standard_output() -> None:
+    code = "import os, sys; os.close(2); os.execv(sys.executable, [sys.executable, '-m', 'loader', 'up'])"
+    outcome = subprocess.run([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE)
+    assert (outcome.returncode, outcome.stdout) == (2, b"")
+
+
+@pytest.mark.parametrize(("terminal", "clears"), [("xterm", True), ("dumb", False), (None, False)])
+def test_watch_clears_a_terminal_that_can(
+    terminal: str | None,
+    clears: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    if terminal is None:
+        monkeypatch.delenv("TERM", raising=False)
+    else:
+        monkeypatch.setenv("TERM", terminal)
+
+    def once(arguments: object) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "_status_once", once)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    status, out, _ = run(["status", "--watch"], capsys)
+    assert (status, "\x1b" in out) == (130, clears)
 
 
 def test_interruption_is_no_traceback(
@@ -167,6 +284,19 @@ def test_an_encoding_without_arrows_is_enough() -> None:
     command = [sys.executable, "-m", "loader", "dump", "--iface", "lo", "--ports", "8000"]
     outcome = subprocess.run(command, cwd=ROOT, capture_output=True, env={"PYTHONIOENCODING": "ascii"})
     assert b"Unicode" not in outcome.stderr
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_a_verdict_is_seen_in_every_encoding(encoding: str) -> None:
+    code = (
+        "from loader import cli, health\n"
+        "cli.COMMANDS['status'] = lambda arguments: print(*health.SIGNS.values(), '8000 → 8080', '漢') or 0\n"
+        "cli.main(['status'])"
+    )
+    outcome = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, env={"PYTHONIOENCODING": encoding}
+    )
+    assert (outcome.stdout, outcome.stderr) == (b"+ ! x 8000 -> 8080 ?\n", b"")
 
 
 def test_a_package_that_is_missing_is_named(
