@@ -6,7 +6,7 @@ from __future__ import annotations
 import re
 import sys
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 
 from pybpfasm.errors import LayoutError
 from pybpfasm.kernel.enums import BPF_F_RDONLY_PROG, MapType
@@ -17,7 +17,7 @@ MapMember: TypeAlias = "type[Struct] | Field | int | None"
 _NAME = re.compile(r"[A-Za-z0-9_.]{1,15}")
 
 # Maps whose key and value types the kernel takes no BTF for (their map_check_btf answers ENOTSUPP).
-_WITHOUT_BTF = frozenset(
+WITHOUT_BTF: Final = frozenset(
     {
         MapType.SOCKMAP,
         MapType.SOCKHASH,
@@ -77,9 +77,17 @@ class MapSpec:
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):
             raise LayoutError(f"map name {self.name!r}: 1 to 15 letters, digits, '_' or '.' are allowed")
-        if self.max_entries < 0 or self.max_entries > 0xFFFFFFFF:
-            raise LayoutError(f"map {self.name}: max_entries={self.max_entries} does not fit 32 bits")
+        if not isinstance(self.type, MapType):
+            raise LayoutError(f"map {self.name}: its type is a MapType, not {self.type!r}")
+        if not isinstance(self.max_entries, int) or not 0 <= self.max_entries <= 0xFFFFFFFF:
+            raise LayoutError(f"map {self.name}: max_entries={self.max_entries!r} does not fit 32 bits")
         for member in (self.key, self.value):
+            known = member is None or isinstance(member, (int, Field, type))
+            if not known or (isinstance(member, int) and member < 0):
+                raise LayoutError(
+                    f"map {self.name}: a key or value is a structure, a field or a number of bytes, "
+                    f"not {member!r}"
+                )
             if isinstance(member, type) and not issubclass(member, Struct):
                 raise LayoutError(f"map {self.name}: a key or value is written {member.__name__}()")
             if isinstance(member, Field) and not member.is_whole:
@@ -129,11 +137,19 @@ class MapSpec:
             )
         return MapValue(self, offset)
 
+    def refusal(self) -> str | None:
+        """Why every kernel refuses to create the map, and what to write; ``None`` where it may be created."""
+        from pybpfasm.maprules import refusal
+
+        return refusal(self)
+
     def btf(self, byteorder: ByteOrder = sys.byteorder) -> tuple[bytes, int, int] | None:
         """BTF bytes with the type ids of key and value, or ``None`` where the kernel takes none for this
         map."""
-        if self.type in _WITHOUT_BTF:
+        if self.type in WITHOUT_BTF:
             return None
+        if self.type is MapType.LPM_TRIE and not isinstance(self.key, type):
+            return None  # the kernel takes the key's type for a structure, or none at all
         from pybpfasm.btf import BtfBuilder
 
         builder = BtfBuilder(byteorder)
@@ -151,7 +167,7 @@ class MapSpec:
                     ids.append(0)
             else:
                 ids.append(member.btf(builder))
-        return builder.to_bytes(), ids[0], ids[1]
+        return (builder.to_bytes(), ids[0], ids[1]) if len(builder) else None
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,8 @@ from loader.errors import ENOTSUPP, BpfError, LoaderError, UsageError
 from loader.objects.btf import Btf
 from loader.objects.owned import Owned, PathLike, enum_or_int, open_id, open_kind
 from pybpfasm.kernel.enums import BPF_ANY, BPF_F_RDONLY_PROG, Cmd, MapType
+from pybpfasm.maprules import refusal
+from pybpfasm.maps import MapSpec
 
 
 class MapLike(Protocol):
@@ -527,7 +529,8 @@ def _explain_map_create(error: BpfError, spec: MapLike) -> LoaderError:
     if error.errno in (errno.ENOMEM, errno.E2BIG):
         hint = "ask for fewer entries, or give the cgroup more memory"
     elif error.errno == errno.EINVAL:
-        hint = "this kernel does not know the map type, or refuses a size or flag of it"
+        refused = refusal(spec) if isinstance(spec, MapSpec) else None
+        hint = refused or "this kernel does not know the map type, or refuses a size or flag of it"
     elif error.errno == errno.EPERM:
         hint = (
             "before kernel 5.11 this can also mean that RLIMIT_MEMLOCK is too low: try `ulimit -l unlimited`"

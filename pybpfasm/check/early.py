@@ -147,7 +147,14 @@ def first_mistake(instructions: Sequence[Instruction], type: int, attach_type: i
 
 
 def refuse(spec: ProgramSpec) -> None:
-    """Raise `AsmError` at the Python line of the first mistake of *spec* that is easy to see."""
+    """Raise `AsmError` at the Python line of the first mistake of *spec* that is easy to see, or of the first
+    use of a map that no kernel creates."""
+    for used in spec.maps:
+        refused = used.refusal()
+        if refused is not None:
+            first = next(insn for insn in spec.instructions if insn.reference is used)
+            where = None if first.origin is None else resolve(first.origin)
+            raise AsmError(f"map {used.name}: {refused}", where)
     mistake = first_mistake(spec.instructions, spec.type, spec.attach_type)
     if mistake is None:
         return

@@ -17,7 +17,7 @@ from pybpfasm.elf.kconfig import KCONFIG, ConfigValue, config_layout
 from pybpfasm.elf.reader import RawObject, Section
 from pybpfasm.kernel.enums import BPF_F_MMAPABLE, BPF_F_RDONLY_PROG, MapType
 from pybpfasm.layout import ByteOrder
-from pybpfasm.maps import MapSpec
+from pybpfasm.maps import WITHOUT_BTF, MapSpec
 
 __all__ = ["Maps", "ObjectMap", "kernel_name"]
 
@@ -35,6 +35,9 @@ class ObjectMap(MapSpec):
     types: tuple[bytes, int, int] | None = field(default=None, repr=False)
     pinned: bool = False
     config: tuple[ConfigValue, ...] = ()
+
+    def refusal(self) -> None:
+        """Whoever loads an object may change its maps (as many entries as there are CPUs): so nothing."""
 
     def btf(self, byteorder: ByteOrder = "little") -> tuple[bytes, int, int] | None:
         """The object's BTF with the type ids of key and value, or ``None`` where the kernel takes none."""
@@ -124,9 +127,7 @@ class Maps:
             raise ElfError(f"map {symbol!r} has the unknown type {numbers['type']}") from None
         name = self._name(symbol)
         inner = None if definition.inner is None else self._map(definition.inner, f"{symbol}.inner")
-        typed = bool(value.type_id) and bool(key.type_id or not key.size)
-        # Where the kernel takes no types, MapSpec says so too.
-        takes_types = MapSpec(name, type, key.size, value.size, 0).btf() is not None
+        typed = bool(value.type_id) and bool(key.type_id or not key.size) and type not in WITHOUT_BTF
         return ObjectMap(
             name,
             type,
@@ -137,7 +138,7 @@ class Maps:
             numbers.get("map_extra", 0),
             inner,
             symbol=symbol,
-            types=(self.debug.kernel_btf, key.type_id, value.type_id) if typed and takes_types else None,
+            types=(self.debug.kernel_btf, key.type_id, value.type_id) if typed else None,
             pinned=bool(numbers.get("pinning", 0)),
         )
 

@@ -20,7 +20,6 @@ from pybpfasm.kernel.enums import (
     BPF_ANY,
     BPF_EXIST,
     BPF_F_LOCK,
-    BPF_F_NO_PREALLOC,
     BPF_F_RDONLY_PROG,
     BPF_F_WRONLY_PROG,
     BPF_NOEXIST,
@@ -28,6 +27,7 @@ from pybpfasm.kernel.enums import (
     TcpState,
 )
 from pybpfasm.layout import Field, Nested, Struct
+from pybpfasm.maprules import refusal
 from pybpfasm.maps import MapMember, MapSpec
 
 if TYPE_CHECKING:
@@ -106,12 +106,9 @@ class Map:
         self.region.start = emulator.numbers.start()
         self.guards = _guards(spec.value)
         self.frozen = False
-        self._check()
-
-    def _check(self) -> None:
-        """Refuse what BPF_MAP_CREATE would."""
-        if self.max_entries == 0:
-            raise MapError(self.name, "max_entries is 0", EINVAL)
+        refused = refusal(spec)
+        if refused is not None:
+            raise MapError(self.name, refused, EINVAL)
 
     def __repr__(self) -> str:
         return f"<{self.type.name} map {self.name}>"
@@ -451,11 +448,6 @@ class Array(Map):
         self._elements: dict[int, Memory | Guarded] = {}
         super().__init__(emulator, spec)
 
-    def _check(self) -> None:
-        super()._check()
-        if self.key_size != 4:
-            raise MapError(self.name, f"an array's key has 4 bytes, not {self.key_size}", EINVAL)
-
     def element(self, index: int) -> Memory | Guarded:
         """The memory of element *index*."""
         found = self._elements.get(index)
@@ -575,11 +567,6 @@ class Queue(Map):
         self._items: deque[bytes] = deque()
         super().__init__(emulator, spec)
 
-    def _check(self) -> None:
-        super()._check()
-        if self.key_size or not self.value_size:
-            raise MapError(self.name, "a queue has values and no keys", EINVAL)
-
     def push(self, value: bytes, flags: int) -> int:
         """``map_push_elem``."""
         if flags & BPF_NOEXIST or flags > BPF_EXIST:
@@ -625,11 +612,6 @@ class LpmTrie(Map):
         self._nodes: dict[tuple[int, int], tuple[bytes, Memory | Guarded]] = {}
         super().__init__(emulator, spec)
         self._bits = (self.key_size - 4) * 8
-
-    def _check(self) -> None:
-        super()._check()
-        if not self.spec.flags & BPF_F_NO_PREALLOC or not 5 <= self.key_size <= 260 or not self.value_size:
-            raise MapError(self.name, "a trie needs BPF_F_NO_PREALLOC and keys of 5 to 260 bytes", EINVAL)
 
     def _parse(self, key: bytes) -> tuple[int, int]:
         """Prefix length, and the bits in it."""
@@ -681,12 +663,6 @@ class LpmTrie(Map):
         return sorted((key, bytes(value.data)) for key, value in self._nodes.values())
 
 
-def _check_ring(ring: Map) -> None:
-    size = ring.max_entries
-    if ring.key_size or ring.value_size or size < 4096 or size & (size - 1):
-        raise MapError(ring.name, "a ring buffer's size is a power of 2 of at least one page", EINVAL)
-
-
 class RingBuf(Map):
     """RINGBUF: records in the order in which they were reserved; full until a reader takes some out."""
 
@@ -696,9 +672,6 @@ class RingBuf(Map):
         self._produced = 0
         self._consumed = 0
         super().__init__(emulator, spec)
-
-    def _check(self) -> None:
-        _check_ring(self)
 
     def reserve(self, size: int) -> Record | None:
         """Room for *size* bytes, or ``None``."""
@@ -752,11 +725,6 @@ class PerfEventArray(Map):
         self.readers = set(range(emulator.cpus))
         super().__init__(emulator, spec)
 
-    def _check(self) -> None:
-        super()._check()
-        if (self.key_size, self.value_size) != (4, 4):
-            raise MapError(self.name, "an array of perf events has keys and values of 4 bytes", EINVAL)
-
     def consume(self) -> list[bytes]:
         """Take out what programs have put in."""
         out = list(self.records)
@@ -773,9 +741,6 @@ class UserRingBuf(Map):
     def __init__(self, emulator: Emulator, spec: MapSpec) -> None:
         self.records: deque[bytes] = deque()
         super().__init__(emulator, spec)
-
-    def _check(self) -> None:
-        _check_ring(self)
 
     def put_record(self, data: bytes) -> None:
         """Let ``user_ringbuf_drain`` find *data*; raises `MapError` with ENOSPC where the ring is full."""
@@ -806,11 +771,6 @@ class SockHash(Map):
     def __init__(self, emulator: Emulator, spec: MapSpec) -> None:
         self._sockets: dict[bytes, Socket] = {}
         super().__init__(emulator, spec)
-
-    def _check(self) -> None:
-        super()._check()
-        if self.value_size not in (4, 8):
-            raise MapError(self.name, "a value is a socket: 4 or 8 bytes", EINVAL)
 
     def socket(self, key: bytes) -> Socket | None:
         """The socket of *key*."""
@@ -881,12 +841,6 @@ class SockMap(SockHash):
 
 class SkStorage(Map):
     """SK_STORAGE: a value for each socket, kept with the socket."""
-
-    def _check(self) -> None:
-        if self.max_entries or not self.spec.flags & BPF_F_NO_PREALLOC or self.key_size != 4:
-            raise MapError(
-                self.name, "socket storage has max_entries 0, a 4-byte key and BPF_F_NO_PREALLOC", EINVAL
-            )
 
     def of(self, socket: Socket) -> Any:
         """The value of *socket*, or ``None``."""

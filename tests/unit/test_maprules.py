@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only
+"""Maps that no kernel creates are errors of the program that names them; tests/kernel asks the kernel."""
+
+from __future__ import annotations
+
+import pytest
+
+from pybpfasm import U32, U64, Asm, AsmError, LayoutError, MapSpec, MapType, XdpMd, xdp
+from pybpfasm.emulator import Emulator, EmulatorError
+from pybpfasm.kernel.enums import BPF_F_NO_PREALLOC
+
+CASES = [
+    (MapType.LPM_TRIE, 8, 8, 16, 0, "an LPM_TRIE is made with flags=BPF_F_NO_PREALLOC"),
+    (MapType.LPM_TRIE, 4, 8, 16, BPF_F_NO_PREALLOC, "an LPM_TRIE takes keys of 5 to 260 bytes, not of 4"),
+    (
+        MapType.RINGBUF,
+        None,
+        None,
+        5000,
+        0,
+        "size of a RINGBUF, max_entries, is a power of 2 from 4096 on",
+    ),
+    (MapType.RINGBUF, None, U64(), 4096, 0, "a RINGBUF takes no values, not of 8"),
+    (MapType.ARRAY, U64(), U64(), 1, 0, "an ARRAY takes keys of 4 bytes, not of 8"),
+    (MapType.HASH, U32(), U64(), 0, 0, "max_entries of a HASH is at least 1, not 0"),
+    (MapType.HASH, U32(), None, 1, 0, "a HASH takes values of at least 1 byte, not of 0"),
+    (MapType.SOCKHASH, U32(), 16, 1, 0, "a SOCKHASH takes values of 4 or 8 bytes, not of 16"),
+    (MapType.SK_STORAGE, U32(), U64(), 9, BPF_F_NO_PREALLOC, "max_entries of an SK_STORAGE is 0, not 9"),
+    (MapType.STACK_TRACE, U32(), 12, 1, 0, "takes values of at least 8 bytes, in steps of 8, not of 12"),
+]
+
+
+@pytest.mark.parametrize(("type", "key", "value", "entries", "flags", "message"), CASES)
+def test_a_map_that_no_kernel_creates(
+    type: MapType, key: U32 | int | None, value: U64 | int | None, entries: int, flags: int, message: str
+) -> None:
+    spec = MapSpec("bad", type, key, value, entries, flags)
+
+    def program(b: Asm, ctx: XdpMd) -> None:
+        b.r1 = spec
+        b.ret(2)
+
+    with pytest.raises(AsmError, match=f"map bad: .*{message}") as caught:
+        xdp()(program).build()
+    assert caught.value.location is not None and caught.value.location.text == "b.r1 = spec"
+    assert xdp(check=False)(program).build().maps == (spec,)
+    with pytest.raises(EmulatorError, match=f"{message}|has no model of STACK_TRACE"):
+        Emulator().map(spec)
+
+
+@pytest.mark.parametrize(
+    ("type", "key", "entries", "message"),
+    [
+        ("hash", 4, 1, "map m: its type is a MapType, not 'hash'"),
+        (MapType.HASH, "key", 1, "map m: a key or value is a structure, a field or a number of bytes"),
+        (MapType.HASH, -4, 1, "a number of bytes, not -4"),
+        (MapType.HASH, 4, "7", "max_entries='7' does not fit 32 bits"),
+    ],
+)
+def test_what_is_no_specification(type: MapType, key: int, entries: int, message: str) -> None:
+    with pytest.raises(LayoutError, match=message):
+        MapSpec("m", type, key, 4, entries)
