@@ -47,7 +47,8 @@ if TYPE_CHECKING:
         TraceEntry,
         XdpMd,
     )
-    from pybpfasm.kernel.enums import AttachType, Helper, MapType, ProgType, TcxAction, XdpAction
+    from pybpfasm.kernel.enums import AttachType, Helper, MapType, ProgType, SkAction, TcxAction, XdpAction
+    from pybpfasm.kernel.values import BpfSpinLock, BpfTimer, LpmTrieKey
     from pybpfasm.layout import (
         S8,
         S16,
@@ -63,6 +64,8 @@ if TYPE_CHECKING:
         Be64,
         Bytes,
         Nested,
+        Pointer,
+        Record,
         Struct,
         Union,
     )
@@ -99,8 +102,9 @@ _WHERE = {
     "instruction": "Instruction decode encode",
     "kernel.context": "BpfSock CgroupDevice PtRegs RawTracepointArgs SkBuff SkLookup SkMsgMd SkReuseport "
     "SockAddr SockOps SockOpt Sysctl TraceEntry XdpMd",
-    "kernel.enums": "AttachType Helper MapType ProgType TcxAction XdpAction",
-    "layout": "S8 S16 S32 S64 U8 U16 U32 U64 Array Be16 Be32 Be64 Bytes Nested Struct Union",
+    "kernel.enums": "AttachType Helper MapType ProgType SkAction TcxAction XdpAction",
+    "kernel.values": "BpfSpinLock BpfTimer LpmTrieKey",
+    "layout": "S8 S16 S32 S64 U8 U16 U32 U64 Array Be16 Be32 Be64 Bytes Nested Pointer Record Struct Union",
     "maps": "MapSpec",
     "program": "ProgramSpec cgroup_device cgroup_skb cgroup_sock cgroup_sock_addr cgroup_sockopt "
     "cgroup_sysctl global_function kprobe lsm raw_tracepoint sched_cls sk_lookup sk_msg sk_reuseport sk_skb "
@@ -125,21 +129,27 @@ __all__ = [
     "Be32",
     "Be64",
     "BpfSock",
+    "BpfSpinLock",
+    "BpfTimer",
     "Bytes",
     "CgroupDevice",
     "Helper",
     "Instruction",
     "Label",
     "LayoutError",
+    "LpmTrieKey",
     "MapSpec",
     "MapType",
     "Nested",
+    "Pointer",
     "ProgType",
     "ProgramSpec",
     "PtRegs",
     "PybpfasmError",
     "RawTracepointArgs",
+    "Record",
     "Reg",
+    "SkAction",
     "SkBuff",
     "SkLookup",
     "SkMsgMd",

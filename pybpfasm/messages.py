@@ -104,8 +104,8 @@ MESSAGES: Final[tuple[Message, ...]] = (
         r"|is not a struct type or (?P<mangled>\w+) is mangled)",
         "the kernel knows of a lock, a timer or another object in a map's value only by the value's BTF, and "
         "that of map {map} does not have it",
-        "declare the map's value as a Struct with a member of that type (kernel_name='bpf_timer', for "
-        "instance)",
+        "declare the map's value as a Struct with a member of that type, Nested(BpfTimer) or another of "
+        "pybpfasm.kernel.values",
     ),
     _m(
         "value-object-direct",
@@ -722,8 +722,8 @@ MESSAGES: Final[tuple[Message, ...]] = (
         r"be used inside bpf_spin_lock-ed region",
         "a lock is a member of a map's value that BTF declares; it must be given back on every way, with "
         "no call in between",
-        "declare `struct bpf_spin_lock` in the map's value, and unlock before anything else is called or "
-        "the program ends",
+        "declare Nested(BpfSpinLock) in the map's value, and unlock before anything else is called or the "
+        "program ends",
     ),
     # Rights.
     _m(

@@ -17,7 +17,8 @@ from loader.objects import Map, Program
 from pybpfasm import isa
 from pybpfasm.instruction import Instruction
 from pybpfasm.kernel.enums import AttachType, Helper, LinkType, MapType, ProgType
-from pybpfasm.layout import U32, U64, Nested, Struct
+from pybpfasm.kernel.values import BpfTimer
+from pybpfasm.layout import U32, Nested, Struct
 from pybpfasm.maps import MapSpec
 
 if TYPE_CHECKING:
@@ -98,13 +99,8 @@ def _timer() -> Answer:
     return judge(attempt)
 
 
-class _Timer(Struct, kernel_name="bpf_timer"):
-    opaque = U64()
-    more = U64()
-
-
 class _WithTimer(Struct):
-    timer = Nested(_Timer)
+    timer = Nested(BpfTimer)
 
 
 def _btf_info() -> Answer:

@@ -26,6 +26,7 @@ from pybpfasm.kernel.enums import (
     MapType,
     TcpState,
 )
+from pybpfasm.kernel.values import BpfSpinLock, BpfTimer, BpfWq
 from pybpfasm.layout import Field, Nested, Struct
 from pybpfasm.maprules import refusal
 from pybpfasm.maps import MapMember, MapSpec
@@ -36,8 +37,8 @@ if TYPE_CHECKING:
 __all__ = ["Map", "MapError"]
 
 _PER_CPU: Final = frozenset({MapType.PERCPU_ARRAY, MapType.PERCPU_HASH, MapType.LRU_PERCPU_HASH})
-# Structures within values that belong to the kernel, by name in BTF, and their sizes.
-_KERNEL_OWNED: Final = frozenset({"bpf_timer", "bpf_spin_lock", "bpf_wq"})
+# Structures within values that belong to the kernel, by name in BTF.
+_KERNEL_OWNED: Final = frozenset(struct.kernel_name for struct in (BpfSpinLock, BpfTimer, BpfWq))
 
 
 class MapError(EmulatorError):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only
-"""Writes ``enums.py``, ``context.py`` and ``kfuncs.py`` from a kernel's BTF.
+"""Writes ``enums.py``, ``context.py``, ``values.py`` and ``kfuncs.py`` from a kernel's BTF.
 
     python -m pybpfasm.kernel.generate --btf /sys/kernel/btf/vmlinux --out pybpfasm/kernel
 
@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 from pybpfasm.btf import Btf, BtfError, BtfType, Enumerator, Kind
 
-__all__ = ["context_source", "enums_source", "kfuncs_source", "main"]
+__all__ = ["context_source", "enums_source", "kfuncs_source", "main", "values_source"]
 
 
 class _EnumSpec(NamedTuple):
@@ -130,6 +130,20 @@ _STRUCTS = (
     ),
     _StructSpec("TraceEntry", "trace_entry", "What the context of every tracepoint program begins with."),
     _StructSpec("PtRegs", "pt_regs", "Registers of x86-64: the context of kprobe and uprobe programs."),
+)
+
+_VALUES = (
+    _StructSpec(
+        "BpfSpinLock", "bpf_spin_lock", "A lock in a map's value, for ``spin_lock`` and ``spin_unlock``."
+    ),
+    _StructSpec("BpfTimer", "bpf_timer", "A timer in a map's value, for ``timer_init`` and its like."),
+    _StructSpec("BpfWq", "bpf_wq", "Deferred work in a map's value, for ``bpf_wq_init`` and its like."),
+    _StructSpec("BpfDynptr", "bpf_dynptr", "A dynamic pointer, on the stack."),
+    _StructSpec(
+        "LpmTrieKey",
+        "bpf_lpm_trie_key_hdr",
+        "The beginning of an LPM_TRIE's key: how many bits follow.",
+    ),
 )
 
 # Arrays without a length, and how many elements a program may read: MAX_BPF_FUNC_ARGS (include/linux/bpf.h).
@@ -317,8 +331,24 @@ def _flatten(
 
 def context_source(btf: Btf, release: str) -> str:
     """The text of ``context.py``; raises `BtfError` where the BTF lacks one of the structures."""
+    return _structs_source(btf, release, _CONTEXT_TITLE, _STRUCTS)
+
+
+_VALUES_TITLE = """Structures that the kernel knows in the values and keys of maps, and on the stack.
+
+A map's value has one as a member, ``lock = Nested(BpfSpinLock)``, which begins as zeros and belongs to the
+kernel. A key of an LPM_TRIE begins with its own: ``class Prefix(LpmTrieKey): address_ = Be32()``.
+"""
+
+
+def values_source(btf: Btf, release: str) -> str:
+    """The text of ``values.py``; raises `BtfError` where the BTF lacks one of the structures."""
+    return _structs_source(btf, release, _VALUES_TITLE, _VALUES)
+
+
+def _structs_source(btf: Btf, release: str, title: str, structs: Sequence[_StructSpec]) -> str:
     body: list[str] = []
-    for spec in _STRUCTS:
+    for spec in structs:
         struct = _need(btf, spec.tag, Kind.STRUCT)
         nested: list[tuple[str, BtfType, str]] = []
         fields = list(_flatten(btf, struct, 0, spec.tag, spec.cls, nested))
@@ -331,7 +361,7 @@ def context_source(btf: Btf, release: str) -> str:
     names = set(re.findall(r"\b(?:[USB]e?\d+|Array|Nested)(?=\(|\.bits)", "\n".join(body))) | {"Struct"}
     # The order that ruff's import sorting wants: constants (U8, …) before classes, numbers by value.
     used = sorted(names, key=lambda n: (not n.isupper(), n[0], int(n[1:]) if n[1:].isdigit() else 0, n))
-    lines = _header(_CONTEXT_TITLE, release)
+    lines = _header(title, release)
     imports = f"from pybpfasm.layout import {', '.join(used)}"
     return "\n".join([*lines, imports, "", *body]).rstrip("\n") + "\n"
 
@@ -399,7 +429,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns the exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m pybpfasm.kernel.generate",
-        description="Write enums.py, context.py and kfuncs.py from a kernel's BTF.",
+        description="Write enums.py, context.py, values.py and kfuncs.py from a kernel's BTF.",
     )
     parser.add_argument("--btf", type=Path, default=Path("/sys/kernel/btf/vmlinux"), help="BTF of a kernel")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="folder to write to")
@@ -416,6 +446,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sources = {
             "enums.py": enums_source(btf, release.group()),
             "context.py": context_source(btf, release.group()),
+            "values.py": values_source(btf, release.group()),
             "kfuncs.py": kfuncs_source(btf, release.group()),
         }
     except (OSError, BtfError) as error:

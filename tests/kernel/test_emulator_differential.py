@@ -72,6 +72,7 @@ from pybpfasm.kernel.enums import (
     MapType,
     ProgType,
 )
+from pybpfasm.kernel.values import BpfSpinLock
 from pybpfasm.layout import U32, U64, Bytes, Nested, Struct
 from pybpfasm.maps import MapSpec
 from pybpfasm.net import TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN
@@ -559,16 +560,10 @@ class Prefix(Struct):
     data = Bytes(4)
 
 
-class SpinLock(Struct, kernel_name="bpf_spin_lock"):
-    """``struct bpf_spin_lock``."""
-
-    value = U32()
-
-
 class Locked(Struct):
     """A value with a spin lock, which BPF_F_LOCK takes."""
 
-    lock = Nested(SpinLock)
+    lock = Nested(BpfSpinLock)
     pad = U32()
     number = U64()
 

@@ -15,7 +15,7 @@ import pytest
 from loader.objects import Btf as KernelBtf
 from pybpfasm.btf import Btf, BtfBuilder, BtfType, Kind, Linkage, declare
 from pybpfasm.core import _Matcher
-from pybpfasm.kernel import context, enums, generate
+from pybpfasm.kernel import context, enums, generate, values
 from pybpfasm.kernel.kfuncs import KFUNCS
 from pybpfasm.layout import Nested, Struct
 from tests.work import calls
@@ -107,6 +107,18 @@ def test_structure_is_the_kernels(spec: generate._StructSpec, vmlinux: Btf) -> N
     if same_release():
         assert ours == kernel
         assert cls.sizeof == found.size + sum(open_ended.values())
+
+
+@pytest.mark.parametrize("spec", generate._VALUES, ids=lambda spec: spec.cls)
+def test_what_is_the_kernels_in_values(spec: generate._StructSpec, vmlinux: Btf) -> None:
+    """The verifier knows these by name and size; older kernels have not all of them."""
+    cls: type[Struct] = getattr(values, spec.cls)
+    found = vmlinux.by_name(spec.tag, Kind.STRUCT)
+    if found is None:
+        assert not same_release()
+        return
+    assert (cls.kernel_name, cls.sizeof) == (found.name, found.size)
+    assert [(n, f.offset, f.size) for n, f in cls.fields.items()] == list(leaves(vmlinux, found))
 
 
 def test_structures_within_structures_are_the_kernels(vmlinux: Btf) -> None:

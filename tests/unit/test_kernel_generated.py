@@ -58,7 +58,7 @@ class Small:
 
     def structures(self, **more: int) -> None:
         """Every structure, empty unless *more* has its type."""
-        for spec in generate._STRUCTS:
+        for spec in (*generate._STRUCTS, *generate._VALUES):
             if spec.cls not in more:
                 self.builder.add_struct(spec.tag, 0, [])
 

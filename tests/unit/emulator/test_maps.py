@@ -19,7 +19,8 @@ from pybpfasm.kernel.enums import (
     MapType,
     TcpState,
 )
-from pybpfasm.layout import U8, U16, U32, U64, Array, Nested, Struct
+from pybpfasm.kernel.values import BpfTimer
+from pybpfasm.layout import U8, U16, U32, U64, Nested, Struct
 from pybpfasm.maps import MapSpec
 from pybpfasm.program import sched_cls, sk_lookup, subprogram
 
@@ -32,13 +33,9 @@ class Key(Struct):
     pad = U8()
 
 
-class Timer(Struct, kernel_name="bpf_timer"):
-    opaque = Array(U64(), 2)
-
-
 class Timed(Struct):
     count = U64()
-    timer = Nested(Timer)
+    timer = Nested(BpfTimer)
 
 
 HASH = MapSpec("hash", MapType.HASH, Key, U64(), 2)
