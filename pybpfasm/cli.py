@@ -37,7 +37,16 @@ if TYPE_CHECKING:
     from pybpfasm.layout import ByteOrder
     from pybpfasm.program import Function, ProgramSpec, Template
 
-__all__ = ["ELF_MAGIC", "CliError", "UsageError", "level_option", "load_programs", "main"]
+__all__ = [
+    "ELF_MAGIC",
+    "CliError",
+    "UsageError",
+    "level_option",
+    "load_programs",
+    "main",
+    "run_options",
+    "tell",
+]
 
 #: How an ELF file begins.
 ELF_MAGIC: Final = b"\x7fELF"
@@ -56,7 +65,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     foreign = {"check": "check", "elf": "elf.cli"}.get(arguments[0] if arguments else "")
     if foreign is not None:
-        return _guarded(lambda: _foreign(foreign, arguments[1:]))
+        # The findings of a check are a list, to which it adds what it cannot read.
+        json = "--json" in arguments and foreign != "check"
+        return _guarded(lambda: _foreign(foreign, arguments[1:]), json=json)
     try:
         options = _parser().parse_args(arguments)
     except SystemExit as stop:
@@ -64,26 +75,36 @@ def main(argv: Sequence[str] | None = None) -> int:
     return _guarded(lambda: int(options.run(options)))
 
 
-def _guarded(command: Any) -> int:
+def _guarded(command: Any, *, json: bool = False) -> int:
+    """Run a command; what goes wrong is told on standard error, and with *json* as a document too."""
     try:
         status: int = command()
         sys.stdout.flush()
         return status
-    except UsageError as error:
-        print(f"pybpfasm: {error}", file=sys.stderr)
-        return 2
-    except PybpfasmError as error:
-        print(f"pybpfasm: {error}", file=sys.stderr)
-        return 1
     except BrokenPipeError:  # whoever read our output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        print(f"pybpfasm: {where}{error.strerror or error}", file=sys.stderr)
-        return 1
+    except (PybpfasmError, OSError) as error:
+        if json:
+            from json import dumps
+
+            print(dumps({"error": _words(error)}, indent=2))
+        return tell(error)
     except KeyboardInterrupt:
         return 130
+
+
+def tell(error: PybpfasmError | OSError) -> int:
+    """Say on standard error what went wrong; returns the exit status."""
+    print(f"pybpfasm: {_words(error)}", file=sys.stderr)
+    return 2 if isinstance(error, UsageError) else 1
+
+
+def _words(error: PybpfasmError | OSError) -> str:
+    if not isinstance(error, OSError):
+        return str(error)
+    where = f"{error.filename}: " if error.filename else ""
+    return f"{where}{error.strerror or error}"
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -121,14 +142,7 @@ def _parser() -> argparse.ArgumentParser:
     commands.add_parser("check", help="check programs before they are loaded", add_help=False)
 
     run = command("run", _run, "run a program without a kernel")
-    given = run.add_mutually_exclusive_group()
-    given.add_argument("--hex", metavar="BYTES", help="the packet, or the memory that r1 points at")
-    given.add_argument("--file", metavar="FILE", help="the same from a file")
-    given.add_argument("--pcap", metavar="FILE", help="packets from a capture, one after the other")
-    run.add_argument("--packet", type=int, metavar="N", help="only the N-th packet of the capture")
-    run.add_argument("--mark", type=lambda text: int(text, 0), default=0, help="the packet's mark")
-    run.add_argument("--trace", action="store_true", help="show every instruction with its Python line")
-    run.add_argument("--step", action="store_true", help="go through the run at a prompt, either way")
+    run_options(run)
     _byteorder(run)
     return parser
 
@@ -142,6 +156,39 @@ def level_option(parser: argparse.ArgumentParser) -> None:
         help="an ISA level, v1 to v5, or a Linux release: programs in Python are written for it, "
         "and what it lacks is refused",
     )
+
+
+def run_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of ``run``."""
+    given = parser.add_mutually_exclusive_group()
+    given.add_argument(
+        "--hex",
+        metavar="BYTES",
+        help="the packet (64 zeros where none is given); for text and bytes the memory that r1 points at",
+    )
+    given.add_argument("--file", metavar="FILE", help="the same from a file")
+    given.add_argument("--pcap", metavar="FILE", help="packets from a capture, one after the other")
+    parser.add_argument("--packet", type=_number, metavar="N", help="only the N-th packet of the capture")
+    parser.add_argument("--mark", type=_number, metavar="MARK", help="the packet's mark, 4242 or 0x1092 say")
+    parser.add_argument(
+        "--budget",
+        type=_number,
+        default=20_000_000,
+        metavar="N",
+        help="how many instructions a run may take (default: %(default)s)",
+    )
+    parser.add_argument("--trace", action="store_true", help="show every instruction with its Python line")
+    parser.add_argument("--step", action="store_true", help="go through the run at a prompt, either way")
+
+
+def _number(text: str) -> int:
+    try:
+        number = int(text, 0)
+    except ValueError:
+        number = -1
+    if not 0 <= number < 1 << 32:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of 32 bits")
+    return number
 
 
 def _byteorder(parser: argparse.ArgumentParser) -> None:
@@ -208,6 +255,8 @@ def _load(target: str, byteorder: ByteOrder, level: str | None) -> list[ProgramS
         if not found:
             raise CliError(f"{_shown(target)} has no programs")
         return list(found)
+    if target.endswith(".o"):
+        raise CliError(f"{target} is no ELF object; bytes and text have another ending, .bin or .s say")
     return [_bare(data, target, byteorder)]
 
 
@@ -411,7 +460,7 @@ def _from_module(module_name: str, expression: str, byteorder: ByteOrder, level:
         raise CliError(f"{module_name}:{expression} failed: {what}") from error
     if not isinstance(found, ProgramSpec):
         raise CliError(
-            f"{module_name}:{expression} is a {type(found).__name__}, "
+            f"{module_name}:{expression} is of type {type(found).__name__}, "
             "not a program or a function that returns one"
         )
     return found
@@ -449,7 +498,11 @@ def _call(expression: str) -> tuple[str, list[Any], dict[str, Any]]:
 
 
 # Commands.
-def _write(data: bytes, output: str | None) -> None:
+def _write(data: bytes, output: str | None, target: str) -> None:
+    if output is not None:
+        for name in (target, target.rpartition(":")[0]):
+            if Path(name).is_file() and Path(output).exists() and Path(output).samefile(name):
+                raise UsageError(f"{output} is what is read: it would be overwritten")
     if output is None or output == "-":
         # In pieces: a large one into a pipe that nobody reads any more is lost without an error.
         for at in range(0, len(data), 1 << 14):
@@ -464,7 +517,7 @@ def _asm(options: argparse.Namespace) -> int:
     form = options.format or ("hex" if options.output is None else "bin")
     if form == "hex":
         code = b"".join(code[at : at + 8].hex(" ").encode() + b"\n" for at in range(0, len(code), 8))
-    _write(code, options.output)
+    _write(code, options.output, options.target)
     if spec.maps:
         names = ", ".join(m.name for m in spec.maps)
         print(f"pybpfasm: descriptors of maps ({names}) are 0 until the program is loaded", file=sys.stderr)
@@ -474,7 +527,7 @@ def _asm(options: argparse.Namespace) -> int:
 def _dis(options: argparse.Namespace) -> int:
     specs = load_programs(options.target, options.byteorder, options.level)
     words = "\n".join(spec.listing(lines=not options.no_lines) for spec in specs)
-    _write(words.encode(sys.stdout.encoding or "utf-8", "replace"), None)
+    _write(words.encode(sys.stdout.encoding or "utf-8", "replace"), None, options.target)
     return 0
 
 
@@ -482,7 +535,7 @@ def _cfg(options: argparse.Namespace) -> int:
     from pybpfasm.cfg import of_program, svg
 
     spec = _one(options.target, options.byteorder)
-    _write(svg(of_program(spec), spec.location, spec.name).encode(), options.output)
+    _write(svg(of_program(spec), spec.location, spec.name).encode(), options.output, options.target)
     return 0
 
 
@@ -502,6 +555,8 @@ def _foreign(module: str, arguments: list[str]) -> int:
 def _run(options: argparse.Namespace) -> int:
     from pybpfasm.kernel.enums import ProgType
 
+    if options.packet is not None and options.pcap is None:
+        raise UsageError("--packet is one of a capture: name that with --pcap")
     spec = _one(options.target, options.byteorder)
     try:
         data = bytes.fromhex(options.hex) if options.hex is not None else b""
@@ -509,13 +564,13 @@ def _run(options: argparse.Namespace) -> int:
         raise UsageError(f"--hex takes bytes in hexadecimal, not {options.hex!r}") from None
     if options.file is not None:
         data = Path(options.file).read_bytes()
-    from pybpfasm.emulator import run_instructions
-    from pybpfasm.emulator.cli import run_program
+    from pybpfasm.emulator.cli import run_bare, run_program
 
-    if spec.type is ProgType.UNSPEC:
-        r0, memory = run_instructions(spec.instructions, data)
-        print(f"r0 = {r0:#x}")
-        if memory:
-            print(memory.hex(" "))
-        return 0
-    return run_program(spec, options, input)
+    if spec.type is not ProgType.UNSPEC:
+        return run_program(spec, options, input)
+    for option in ("pcap", "mark"):
+        if getattr(options, option) is not None:
+            raise UsageError(
+                f"--{option} is for programs with a type: text and bytes run on memory, --hex or --file"
+            )
+    return run_bare(spec, data, options, input)

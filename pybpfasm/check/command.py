@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from pybpfasm.check import check
 from pybpfasm.check.findings import Finding, Severity
-from pybpfasm.errors import PybpfasmError, suggestion
+from pybpfasm.errors import AsmError, PybpfasmError, suggestion
 from pybpfasm.kernel.enums import AttachType, ProgType
+from pybpfasm.text import TextError
 
 if TYPE_CHECKING:
     from enum import IntEnum
@@ -66,25 +67,35 @@ def main(args: Sequence[str] | None = None) -> int:
         options = parser.parse_args(args)
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 2
-    from pybpfasm.cli import load_programs
+    from pybpfasm.cli import load_programs, tell
 
     try:
         type = _member(ProgType, options.type, "program type")
         attach = _member(AttachType, options.attach, "attach type")
-        specs = [
-            _as_type(spec, type, attach)
-            for target in options.targets
-            for spec in load_programs(target, level=options.level)
-        ]
     except _Problem as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
+        if options.json:
+            print("[]")
         return 2
+    specs: list[ProgramSpec] = []
+    unread: list[dict[str, Any]] = []
+    status = 0
+    for target in options.targets:
+        try:
+            specs += [_as_type(spec, type, attach) for spec in load_programs(target, level=options.level)]
+        except (PybpfasmError, OSError) as error:
+            if not options.json:
+                raise
+            status = tell(error)
+            unread.append(_unread(target, error))
     checked = [(spec, check(spec)) for spec in specs]
     findings = [finding for _, found in checked for finding in found]
     errors = sum(finding.severity is Severity.ERROR for finding in findings)
     if options.json:
         out = [_as_json(spec, finding) for spec, found in checked for finding in found]
-        print(json.dumps(out, indent=2))
+        print(json.dumps(unread + out, indent=2))
+        if unread:
+            return status
     else:
         colour = options.color == "always" or (
             options.color == "auto" and sys.stdout.isatty() and not os.environ.get("NO_COLOR")
@@ -107,7 +118,8 @@ def _member(enum: type[IntEnum], name: str | None, what: str) -> Any:
     try:
         return enum[wanted]
     except KeyError:
-        raise _Problem(f"there is no {what} {name!r}{suggestion(wanted, enum.__members__)}") from None
+        known = {one for one in enum.__members__ if one != "UNSPEC"}
+        raise _Problem(f"there is no {what} {name!r}{suggestion(wanted, known)}") from None
 
 
 def _as_type(spec: ProgramSpec, type: ProgType | None, attach: AttachType | None) -> ProgramSpec:
@@ -135,6 +147,26 @@ def _shown(finding: Finding, colour: bool) -> str:
         word = f"{finding.severity.value}:"
         text = text.replace(word, f"{_COLOURS[finding.severity]}{word}{_PLAIN}", 1)
     return text
+
+
+def _unread(target: str, error: PybpfasmError | OSError) -> dict[str, Any]:
+    """A target that is no program, in the form of a finding; where it can be told, with its line."""
+    location: dict[str, Any] | None = None
+    if isinstance(error, TextError):
+        location = {"file": error.filename, "line": error.line}
+    elif isinstance(error, AsmError) and error.location is not None:
+        location = {"file": error.location.filename, "line": error.location.line}
+    message = error.strerror if isinstance(error, OSError) else getattr(error, "message", str(error))
+    return {
+        "program": target,
+        "severity": Severity.ERROR.value,
+        "code": "unread",
+        "slot": None,
+        "message": message,
+        "instruction": "",
+        "location": location,
+        "related": [],
+    }
 
 
 def _as_json(spec: ProgramSpec, finding: Finding) -> dict[str, Any]:

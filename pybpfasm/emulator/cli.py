@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from pybpfasm.emulator.conformance import run_instructions
 from pybpfasm.emulator.context import Context, Skb, Xdp
 from pybpfasm.emulator.emulator import Emulator
 from pybpfasm.emulator.faults import EmulatorError, EmulatorFault
@@ -20,7 +21,7 @@ from pybpfasm.errors import PybpfasmError
 from pybpfasm.kernel.enums import ProgType
 from pybpfasm.program import ProgramSpec
 
-__all__ = ["Stepper", "main", "read_pcap"]
+__all__ = ["Stepper", "main", "read_pcap", "run_bare", "run_program"]
 
 _HELP = "Enter or n: on, b: back, g N: go to step N, c: to the end, r: registers, q: leave"
 
@@ -48,14 +49,14 @@ def read_pcap(data: bytes) -> Iterator[bytes]:
 
 
 class Stepper:
-    """A recorded run: a place in it, and the registers there."""
+    """A recorded run: a place in it, and the registers there; *begin* are those that it begins with."""
 
-    def __init__(self, trace: Sequence[Step]) -> None:
+    def __init__(self, trace: Sequence[Step], begin: dict[int, str] | None = None) -> None:
         self.trace = trace
         self.at = 0
         # The registers of the frames after each step, innermost last.
         self._frames: list[tuple[dict[int, str], ...]] = []
-        frames: list[dict[int, str]] = [{1: "ctx", 10: "fp"}]
+        frames: list[dict[int, str]] = [begin or {1: "ctx", 10: "fp"}]
         for step in trace:
             depth = step.depth + 1
             while len(frames) > depth:
@@ -132,16 +133,11 @@ def _context(spec: ProgramSpec, packet: bytes, mark: int) -> Context:
 
 
 def _parser() -> argparse.ArgumentParser:
+    from pybpfasm.cli import run_options
+
     parser = argparse.ArgumentParser(prog="pybpfasm run", description="Run a program without a kernel.")
     parser.add_argument("target", help="the program: module:name, file.py:name, or an object file")
-    given = parser.add_mutually_exclusive_group()
-    given.add_argument("--hex", metavar="BYTES", help="the packet (64 zeros where none is given)")
-    given.add_argument("--file", metavar="FILE", help="the packet's bytes from a file")
-    given.add_argument("--pcap", metavar="FILE", help="packets from a capture, one after the other")
-    parser.add_argument("--packet", type=int, metavar="N", help="only the N-th packet of the capture")
-    parser.add_argument("--mark", type=lambda text: int(text, 0), default=0, help="skb->mark")
-    parser.add_argument("--trace", action="store_true", help="show every instruction with its Python line")
-    parser.add_argument("--step", action="store_true", help="go through the run at a prompt, either way")
+    run_options(parser)
     return parser
 
 
@@ -174,7 +170,8 @@ def run_program(spec: ProgramSpec, options: argparse.Namespace, ask: Callable[[s
         which = f"packet {number}: " if options.pcap is not None else ""
         fault: EmulatorFault | None = None
         try:
-            result = program.run(_context(spec, packet, options.mark), trace=traced)
+            context = _context(spec, packet, options.mark or 0)
+            result = program.run(context, budget=options.budget, trace=traced)
             trace = result.trace
         except EmulatorFault as error:
             fault, trace, status = error, error.trace, 1
@@ -192,8 +189,25 @@ def run_program(spec: ProgramSpec, options: argparse.Namespace, ask: Callable[[s
     return status
 
 
-def _step(trace: Sequence[Step], ask: Callable[[str], str]) -> None:
-    stepper = Stepper(trace)
+def run_bare(spec: ProgramSpec, memory: bytes, options: argparse.Namespace, ask: Callable[[str], str]) -> int:
+    """Run *spec*, text or bytes, on bare *memory*; returns 0. Raises `EmulatorFault`."""
+    steps: list[Step] | None = [] if options.trace or options.step else None
+    try:
+        r0, after = run_instructions(spec.instructions, memory, budget=options.budget, trace=steps)
+    finally:
+        if options.trace:
+            print(lines(steps or ()))
+        if options.step:
+            begin = {1: "the memory" if memory else "0", 2: str(len(memory)), 10: "fp"}
+            _step(steps or (), ask, begin)
+    print(f"r0 = {r0:#x}")
+    if after:
+        print(after.hex(" "))
+    return 0
+
+
+def _step(trace: Sequence[Step], ask: Callable[[str], str], begin: dict[int, str] | None = None) -> None:
+    stepper = Stepper(trace, begin)
     print(_HELP)
     print(stepper.show())
     while True:

@@ -9,7 +9,7 @@ from typing import Literal
 from pybpfasm.emulator.emulator import Emulator
 from pybpfasm.emulator.faults import EmulatorError
 from pybpfasm.emulator.memory import Memory
-from pybpfasm.emulator.run import DEFAULT_BUDGET, Run
+from pybpfasm.emulator.run import DEFAULT_BUDGET, Run, Step
 from pybpfasm.instruction import Instruction
 from pybpfasm.kernel.enums import ProgType
 from pybpfasm.program import Function, ProgramSpec
@@ -30,15 +30,17 @@ def run_instructions(
     *,
     engine: Literal["interpret", "translate"] = "interpret",
     budget: int = DEFAULT_BUDGET,
+    trace: list[Step] | None = None,
 ) -> tuple[int, bytes]:
     """Run *instructions* with r1 the address of *memory* (0 where it is empty) and r2 its length.
 
-    Returns r0 and what the memory holds afterwards. Raises `EmulatorFault`.
+    Returns r0 and what the memory holds afterwards. *trace* gets every step, with the interpreter. Raises
+    `EmulatorFault`.
     """
     emulator = Emulator(engine=engine)
     program = emulator.load(bare(instructions))
-    program.prepare(False)
-    run = Run(program, None, budget=budget, trace=None)
+    program.prepare(trace is not None)
+    run = Run(program, None, budget=budget, trace=trace)
     region = Memory("the memory", bytearray(memory))
     r0 = run.start(run.pointer(region) if memory else 0, len(memory))
     return r0, bytes(region.data)

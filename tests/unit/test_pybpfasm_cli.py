@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import io
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -201,6 +202,106 @@ def test_run(text: str, module: str, tmp_path: Path, capfd: pytest.CaptureFixtur
     assert fails(["run", str(path)], 1, capfd)
 
 
+def test_text_and_bytes_are_traced_and_stepped_too(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "mem.s"
+    path.write_text("r0 = *(u8 *)(r1 +1)\nr0 += r2\nexit\n")
+    assert main(["run", str(path), "--hex", "01 05 03", "--trace"]) == 0
+    *steps, result, memory = capfd.readouterr().out.splitlines()
+    assert [" ".join(line.split()) for line in steps] == [
+        "0: r0 = *(u8 *)(r1 +1) r0=5",
+        "1: r0 += r2 r0=8",
+        "2: exit",
+    ]
+    assert (result, memory) == ("r0 = 0x8", "01 05 03")
+    typed = iter(["r", "n", "r", "q"])
+    monkeypatch.setattr("builtins.input", lambda prompt: next(typed))
+    assert main(["run", str(path), "--hex", "01 05 03", "--step"]) == 0
+    out = capfd.readouterr().out
+    assert "\nr0=5  r1=the memory  r2=3  r10=fp\n" in out
+    assert "\nr0=8  r1=the memory  r2=3  r10=fp\n" in out
+    # What led to a fault is shown before it.
+    path.write_text("r0 = 7\nr1 = *(u8 *)(r0 +1)\nexit\n")
+    assert main(["run", str(path), "--trace"]) == 1
+    out, err = capfd.readouterr()
+    assert "0: r0 = 7" in out
+    assert "slot 1" in err
+
+
+def test_a_run_that_does_not_end(tmp_path: Path, module: str, capfd: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "loop.s"
+    path.write_text("goto -1\nexit\n")
+    assert "did not end within 10 instructions" in fails(["run", str(path), "--budget", "10"], 1, capfd)
+    assert main(["run", f"{module}:made", "--budget", "1"]) == 1
+    assert "did not end within 1 instructions" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["TEXT", "--pcap", "x"], "--pcap is for programs with a type"),
+        (["TEXT", "--mark", "1"], "--mark is for programs with a type"),
+        (["TEXT", "--packet", "1"], "--packet is one of a capture: name that with --pcap"),
+        (["MODULE:made", "--packet", "1"], "--packet is one of a capture: name that with --pcap"),
+        (["MODULE:made", "--mark", "x"], "argument --mark: 'x' is no number of 32 bits"),
+        (["MODULE:made", "--mark", "0x100000000"], "argument --mark: '0x100000000' is no number of 32 bits"),
+        (["MODULE:made", "--mark=-1"], "argument --mark: '-1' is no number of 32 bits"),
+    ],
+)
+def test_options_of_run_that_do_not_fit(
+    words: list[str], says: str, text: str, module: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    words = [word.replace("TEXT", text).replace("MODULE", module) for word in words]
+    assert says in fails(["run", *words], 2, capfd)
+
+
+def test_what_is_read_is_not_overwritten(
+    text: str, module: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    link = tmp_path / "other-name"
+    link.hardlink_to(text)
+    for target, output in ((text, text), (text, str(link)), (f"{module}:made", module)):
+        for command in ("asm", "cfg"):
+            before = Path(output).read_text()
+            assert "is what is read" in fails([command, target, "-o", output], 2, capfd)
+            assert Path(output).read_text() == before
+
+
+def test_an_object_is_one(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "prog.o"
+    path.write_bytes(encode(assemble("r0 = 1\nexit")))
+    for command in ("dis", "asm", "check", "run"):
+        assert "prog.o is no ELF object" in fails([command, str(path)], 1, capfd)
+
+
+def test_json_of_what_cannot_be_read(
+    text: str, module: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A document in any case, with the findings about the others; the words for people stay."""
+    broken = tmp_path / "broken.s"
+    broken.write_text("exit\nr0 = zz\n")
+    never = tmp_path / "never.s"
+    never.write_text("r0 = r9\ngoto +7\n")
+    assert main(["check", "--json", str(broken), str(never), "/no/such", f"{module}:wrong"]) == 1
+    out, err = capfd.readouterr()
+    found = [(Path(one["program"]).name, one["code"], one["location"]) for one in json.loads(out)]
+    assert ("broken.s", "unread", {"file": str(broken), "line": 2}) in found
+    assert ("such", "unread", None) in found
+    assert ("some_programs.py:wrong", "unread", {"file": "some_programs.py", "line": 14}) in found
+    assert any(name == "never" and code != "unread" for name, code, _ in found)
+    assert "broken.s:2:6: " in err
+    assert "/no/such: No such file or directory" in err
+    assert main(["check", "--json", "--type", "UNSPED", str(broken)]) == 2
+    out, err = capfd.readouterr()
+    assert json.loads(out) == []
+    assert "did you mean" not in err
+    assert main(["elf", "--json", "/no/such.o"]) == 1
+    assert json.loads(capfd.readouterr().out) == {"error": "/no/such.o: No such file or directory"}
+    assert main(["elf", "--json", text]) == 2
+    assert "is no ELF object" in json.loads(capfd.readouterr().out)["error"]
+
+
 @pytest.mark.parametrize(
     ("target", "status", "message"),
     [
@@ -214,7 +315,7 @@ def test_run(text: str, module: str, tmp_path: Path, capfd: pytest.CaptureFixtur
         ("MODULE:", 2, "neither a name nor a call with constants"),
         ("MODULE:1 + 1", 2, "neither a name nor a call with constants"),
         ("MODULE:" + "(" * 100, 2, "neither a name nor a call with constants"),
-        ("MODULE:number", 1, "is a int, not a program"),
+        ("MODULE:number", 1, "is of type int, not a program"),
         ("MODULE:fails", 1, "failed: ZeroDivisionError: division by zero (MODULE:35)"),
         ("MODULE:wrong", 1, "some_programs.py:14: r10 is the frame pointer and can't be changed"),
         ("no.such.module:x", 1, "there is no module 'no.such.module'"),
