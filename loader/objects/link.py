@@ -164,9 +164,10 @@ class Link(Owned):
             raise
 
     @classmethod
-    def raw_tracepoint(cls, prog: Program, name: str) -> Link:
-        """Attach a raw tracepoint program to a tracepoint by its name, such as ``"sched_switch"``."""
-        return cls._opened(prog, name)
+    def raw_tracepoint(cls, prog: Program, name: str = "") -> Link:
+        """Attach a raw tracepoint program to a tracepoint by its name, such as ``"sched_switch"``, by default
+        the one that it is for."""
+        return cls._opened(prog, name or _place_of(prog, "tracepoint"))
 
     @classmethod
     def tracing(cls, prog: Program) -> Link:
@@ -187,19 +188,21 @@ class Link(Owned):
             raise explain(error.about(what, hint=hint), ("CAP_BPF", "CAP_PERFMON")) from None
 
     @classmethod
-    def tracepoint(cls, prog: Program, name: str) -> Link:
+    def tracepoint(cls, prog: Program, name: str = "") -> Link:
         """Attach a tracepoint program to an event by category and name, such as ``"sched/sched_switch"``
-        (5.15).
+        (5.15), by default the one that it is for.
 
         Raises :class:`~loader.errors.UsageError` for an event that there is not, or where tracefs is not
         mounted.
         """
+        name = name or _place_of(prog, "tracepoint")
         return cls._at_event(prog, perf.tracepoint(name), f"tracepoint {name!r}")
 
     @classmethod
-    def kprobe(cls, prog: Program, function: str, *, offset: int = 0, at_return: bool = False) -> Link:
-        """Attach a kprobe program to a function of the kernel, ``offset`` bytes into it, or where it returns
-        (5.15)."""
+    def kprobe(cls, prog: Program, function: str = "", *, offset: int = 0, at_return: bool = False) -> Link:
+        """Attach a kprobe program to a function of the kernel, by default the one that it is for, ``offset``
+        bytes into it, or where it returns (5.15)."""
+        function = function or _place_of(prog, "function")
         event = perf.probe("kprobe", function, offset, at_return=at_return)
         return cls._at_event(prog, event, f"function {function!r}")
 
@@ -280,6 +283,15 @@ class Link(Owned):
 
     def __repr__(self) -> str:
         return f"<link {self.name!r} {'closed' if self.closed else f'fd {self._fd}'}>"
+
+
+def _place_of(prog: Program, what: str) -> str:
+    if not prog.attach_to:
+        raise UsageError(
+            f"program {prog.name!r} does not say which {what} it is for",
+            hint=f'name the {what}, or give attach_to="…" to the program\'s decorator',
+        )
+    return prog.attach_to
 
 
 def _has_interface(ifindex: int) -> bool:

@@ -67,12 +67,20 @@ class ProgramInfo(NamedTuple):
 
 
 class RunResult(NamedTuple):
-    """What :meth:`Program.test_run` gave: the program's value, packet and context behind it, ns per run."""
+    """What :meth:`Program.test_run` gave: the program's value, packet and context behind it, ns per run.
+
+    ``retval`` is unsigned, as the kernel has it; :attr:`action` is what to compare verdicts with.
+    """
 
     retval: int
     data: bytes
     ctx: bytes
     duration_ns: int
+
+    @property
+    def action(self) -> int:
+        """``retval`` as a signed number of 32 bits: ``TcxAction.NEXT`` is -1."""
+        return self.retval - (1 << 32) if self.retval >> 31 else self.retval
 
 
 _LOG_START = 1 << 16
@@ -80,14 +88,18 @@ _LOG_MAX = (1 << 30) - 1  # what the kernel accepts: UINT_MAX >> 2
 
 
 class Program(Owned):
-    """A program that the verifier has accepted."""
+    """A program that the verifier has accepted.
+
+    ``attach_to`` is what its specification said that it is for, ``""`` where that is not known.
+    """
 
     kind = "program"
 
-    def __init__(self, fd: int, *, name: str = "", log: str = "") -> None:
+    def __init__(self, fd: int, *, name: str = "", log: str = "", attach_to: str = "") -> None:
         super().__init__(fd)
         self.name = name
         self.log = log
+        self.attach_to = attach_to
 
     @classmethod
     def load(
@@ -147,6 +159,10 @@ class Program(Owned):
                 attach_btf_id=attach_id,
             )
 
+        def accepted(result: bpf_sys.ProgLoadResult) -> Program:
+            attach_to = getattr(spec, "attach_to", None) or ""
+            return cls(result.fd, name=spec.name, log=result.log, attach_to=attach_to)
+
         def with_log(level: int) -> bpf_sys.ProgLoadResult:
             size = _LOG_START
             while True:
@@ -164,7 +180,7 @@ class Program(Owned):
 
         result = with_log(log_level) if log_level else attempt(0, 0)
         if result.fd >= 0:
-            return cls(result.fd, name=spec.name, log=result.log)
+            return accepted(result)
         error = result.error
         assert error is not None
         if error.errno == errno.EPERM:
@@ -172,12 +188,12 @@ class Program(Owned):
                 raise explain(error, _needed_for(spec)) from None
             result = attempt(0, 0)
             if result.fd >= 0:
-                return cls(result.fd, name=spec.name)
+                return accepted(result)
             raise explain(result.error or error, _needed_for(spec)) from None
         if not log_level:
             result = with_log(1)
             if result.fd >= 0:  # it failed for want of memory, or by a signal, and not this time
-                return cls(result.fd, name=spec.name, log=result.log)
+                return accepted(result)
             error = result.error or error
         if not result.log.strip():
             raise _explain_prog_load(error, spec) from None

@@ -348,6 +348,9 @@ def test_load_run_and_info() -> None:
         assert program.xlated() == answer.build(7).code()
         with Program.from_id(info.id) as again:
             assert again.info().tag == info.tag
+    with Program.load(answer.build(TcxAction.NEXT)) as program:
+        run = program.test_run(bytes(64))
+        assert (run.retval, run.action) == (0xFFFFFFFF, TcxAction.NEXT)
 
 
 def test_the_context_goes_in_and_comes_out() -> None:

@@ -156,7 +156,7 @@ def test_a_task_at_its_exec(program: Template[[]], ring: Map) -> None:
     """Fields of task_struct, where this kernel has them: by loads, and by probe_read_kernel."""
     with Program.load(program.build(), {"events": ring}) as loaded, RingBuffer(ring, Event) as reader:
         direct = program is at_exec
-        link = Link.tracing(loaded) if direct else Link.raw_tracepoint(loaded, "sched_process_exec")
+        link = Link.tracing(loaded) if direct else Link.raw_tracepoint(loaded)
         with link:
             child = subprocess.Popen(["true"])
             assert _seen(reader, child.pid)
@@ -224,6 +224,10 @@ def test_a_function_that_there_is_not(ring: Map) -> None:
         with pytest.raises(OSError, match="no_such_tracepoint") as caught:
             Link.raw_tracepoint(loaded, "no_such_tracepoint")
         assert "available_events" in getattr(caught.value, "hint", "")
+        with Program.from_id(loaded.id) as again:
+            for attach in (Link.raw_tracepoint, Link.tracepoint, Link.kprobe):
+                with pytest.raises(UsageError, match=r"does not say which (tracepoint|function) it is for"):
+                    attach(again)
 
 
 def test_a_uprobe(ring: Map) -> None:
@@ -248,7 +252,7 @@ def test_a_tracepoint_with_its_tracefs(ring: Map) -> None:
 import os, subprocess, sys
 from tests.kernel.test_tracing import Event, Link, Map, Program, RingBuffer, _seen, at_event, events
 with Map.create(events) as ring, Program.load(at_event.build(), {"events": ring}) as loaded:
-    with RingBuffer(ring, Event) as reader, Link.tracepoint(loaded, at_event.attach_to):
+    with RingBuffer(ring, Event) as reader, Link.tracepoint(loaded):
         child = subprocess.Popen(["true"])
         assert _seen(reader, child.pid)
         child.wait()
