@@ -131,6 +131,18 @@ def shows(mount: Mount, magic: int) -> bool:
         return False
 
 
+def in_mount_namespace_alone() -> bool:
+    """Whether no other process is in the calling thread's mount namespace: what is mounted there ends with
+    this one then.
+    """
+    ours, mine = os.stat("/proc/thread-self/ns/mnt").st_ino, str(os.getpid())
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it has ended, or it is not for us to look at
+            if process.name != mine and os.stat(process / "ns/mnt").st_ino == ours:
+                return False
+    return True
+
+
 def file_system_magic(path: str | os.PathLike[str] | int) -> int:
     """Return the type of the file system that holds a path or an open file: ``f_type`` of statfs(2)."""
     buffer = ctypes.create_string_buffer(512)  # struct statfs has at most 120 bytes

@@ -111,6 +111,7 @@ def make(request: Request, *, dry: bool = False) -> Plan:
         if not dry:
             _refuse_read_only(request)
             check_capabilities(request, netns)
+            _refuse_short_lived(request)
         with netns.entered():
             interfaces = _interfaces(request.interfaces)
             cookie = netns_cookie()
@@ -176,6 +177,17 @@ def _refuse_read_only(request: Request) -> None:
     """
     if request.bpffs is None and (found := BpfFs.find(read_only=True)) is not None:
         found.refuse_read_only()
+
+
+def _refuse_short_lived(request: Request) -> None:
+    """Refuse where a bpf file system would have to be mounted, and would end with this process."""
+    if request.bpffs is None and BpfFs.find() is None and bpffs.in_mount_namespace_alone():
+        raise LoaderError(
+            "no bpf file system is mounted here, and one mounted now would end with this process, the proxy "
+            "with it: no other process is in its mount namespace",
+            hint="`ip netns exec` does that: leave it out, and name the network namespace with --netns. "
+            "Elsewhere mount one first: mount -t bpf bpf /sys/fs/bpf",
+        )
 
 
 def _interfaces(names: Iterable[str]) -> tuple[Interface, ...]:

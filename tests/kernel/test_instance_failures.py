@@ -20,7 +20,7 @@ from loader.cgroup import Cgroup
 from loader.features import Support
 from loader.netns import NetNs
 from loader.objects import Map
-from loader.process import mount
+from loader.process import CLONE_NEWNS, mount, unshare
 from loader.sys import libc
 from pybpfasm.kernel.enums import AttachType
 from tests.kernel.instances import (
@@ -340,7 +340,9 @@ def unmounted(
     def run(*words: str) -> int:
         return cli.main([*words, *(["--cgroup", str(cgroup.path)] if words[0] == "up" else [])])
 
-    yield run
+    with subprocess.Popen(["sleep", "60"]) as other:  # somebody for whom the mount stays
+        yield run
+        other.kill()
     left = bpf_mounts()
     for _ in left:
         libc().umount2(os.fsencode(tmp_path), 2)
@@ -390,6 +392,22 @@ def test_a_failed_up_takes_its_mount_along(
         assert bpf_mounts() == []
     assert unmounted("up", "--iface", "nosuch", "--ports", "8000") == 2
     assert bpf_mounts() == []
+
+
+def test_a_mount_that_would_end_with_the_loader_is_not_made(
+    unmounted: Callable[..., int], netns: NetNs, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As under `ip netns exec`, which gives what it starts a mount namespace of its own, and a new /sys."""
+
+    def alone() -> int:
+        unshare(CLONE_NEWNS)
+        status = unmounted(*UP)
+        assert "would end with this process" in capsys.readouterr().err
+        return status
+
+    assert in_child(alone) == 1
+    assert bpf_mounts() == []
+    assert tc_programs(1, AttachType.TCX_INGRESS) == []
 
 
 def test_two_at_once_mount_one(unmounted: Callable[..., int], tmp_path: Path) -> None:
