@@ -89,6 +89,16 @@ def command(playground: Playground, *words: str) -> dict[str, Any]:
     return document
 
 
+def status_of(playground: Playground) -> dict[str, Any]:
+    """What ``status`` says. It ends with 1 where not all is well, as before Envoy listens."""
+    status, out, err = loader(playground, "status", "--json")
+    assert status in (0, 1), f"status: status {status}\n{err}"
+    document = json.loads(out)
+    assert isinstance(document, dict)
+    assert document["healthy"] is (status == 0)
+    return document
+
+
 # --- the kernel and its features ----------------------------------------------------------------------------
 
 
@@ -189,12 +199,10 @@ def check_connections(result: Result) -> None:
         assert any("--accelerate always" in text for text in result.warnings) is not fionread
         result.accelerated = fionread
         if not fionread:
-            assert not {"sockops", "sk_msg"} & {
-                hook["hook"] for hook in command(playground, "status")["hooks"]
-            }
+            assert not {"sockops", "sk_msg"} & {hook["hook"] for hook in status_of(playground)["hooks"]}
             up += ["--accelerate", "always"]
             assert command(playground, *up)["settings"]["accelerate"] is True
-        status = command(playground, "status")
+        status = status_of(playground)
         assert status["drift"] == []
         assert all(hook["attached"] for hook in status["hooks"])
         result.hooks = {hook["hook"]: hook["method"] for hook in status["hooks"]}
@@ -215,9 +223,9 @@ def check_connections(result: Result) -> None:
             with playground.start_envoy(file, concurrency=1) as envoy:
                 for address in addresses:
                     family = "IPv6" if ":" in address else "IPv4"
-                    before = command(playground, "status")["counters"]
+                    before = status_of(playground)["counters"]
                     one_connection(playground, envoy, file, kind, address)
-                    after = command(playground, "status")["counters"]
+                    after = status_of(playground)["counters"]
                     check_counters(before, after, address, file)
                     how = "original destination" if "original-dst" in file else "static"
                     result.connections[f"{kind.upper()} over {family}, {how}"] = True
