@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from docs.tutorial.blocks import ROOT, run_page, same_times
+from loader.features import Feature
+from tests.requires import requires
 
 pytestmark = pytest.mark.kernel
 
@@ -18,7 +20,15 @@ def _words(printed: str) -> str:
     return re.sub(r"\n    r\d+ = .*", "", same_times(printed))
 
 
-@pytest.mark.parametrize(("name", "count"), [("tutorial", 2), ("objects", 1), ("kinds", 3)])
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [
+        ("tutorial", 2),
+        ("objects", 1),
+        ("kinds", 3),
+        pytest.param("maps", 3, marks=requires(Feature.TIMER)),
+    ],
+)
 def test_the_commands_for_root(name: str, count: int, tmp_path: Path) -> None:
     page = (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8")
     ran = [one for one in run_page(page, tmp_path, root=True, beside=ROOT / "docs" / name) if one[0].root]

@@ -3,11 +3,16 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+from typing import Any
+
 import pytest
 
-from pybpfasm import U32, U64, Asm, AsmError, LayoutError, MapSpec, MapType, XdpMd, xdp
+from pybpfasm import U32, U64, Asm, AsmError, LayoutError, LpmTrieKey, MapSpec, MapType, Struct, XdpMd, xdp
 from pybpfasm.emulator import Emulator, EmulatorError
 from pybpfasm.kernel.enums import BPF_F_NO_PREALLOC
+from pybpfasm.maprules import _RULES, refusal
 
 CASES = [
     (MapType.LPM_TRIE, 8, 8, 16, 0, "an LPM_TRIE is made with flags=BPF_F_NO_PREALLOC"),
@@ -60,3 +65,34 @@ def test_a_map_that_no_kernel_creates(
 def test_what_is_no_specification(type: MapType, key: int, entries: int, message: str) -> None:
     with pytest.raises(LayoutError, match=message):
         MapSpec("m", type, key, 4, entries)
+
+
+def test_the_table_of_the_page() -> None:
+    """Every type that has a rule is in it, and each row declares a map that is not refused."""
+
+    class Key(Struct):
+        number = U32()
+
+    class Prefix(LpmTrieKey):
+        number = U32()
+
+    names: dict[str, Any] = {
+        "BPF_F_NO_PREALLOC": BPF_F_NO_PREALLOC,
+        "Key": Key,
+        "MapSpec": MapSpec,
+        "MapType": MapType,
+        "ONE": MapSpec("one", MapType.ARRAY, U32(), Key, 1),
+        "Prefix": Prefix,
+        "U32": U32,
+        "U64": U64,
+        "Value": Key,
+    }
+    page = (Path(__file__).resolve().parents[2] / "docs" / "maps.md").read_text(encoding="utf-8")
+    listed: set[MapType] = set()
+    for types, code in re.findall(r"^\| ([A-Z_, ]+)[^|]* \| `(MapSpec.*)` \|$", page, re.MULTILINE):
+        rows = [MapType[name] for name in types.split(", ")]
+        listed |= set(rows)
+        for type in rows:
+            spec = eval(re.sub(r"MapType\.\w+", f"MapType.{type.name}", code), dict(names))
+            assert (spec.type, refusal(spec)) == (type, None)
+    assert listed == set(_RULES)
