@@ -43,6 +43,7 @@ READ_ONLY_ADVICE = (
     "or name another one with --bpffs"
 )
 SOURCE = "pybpfasm"  # the source of a mount that we made
+ASIDE = "+old"  # what the name of a directory ends with that `publish` has moved out of the way
 DIRECTORY = "pybpfasm"  # the directory in a bpf file system that holds the instances
 
 # linux/magic.h; macros, so not in the kernel's BTF.
@@ -438,7 +439,7 @@ def _rename(old: Path, new: Path, flags: int) -> None:
         return
     if code == errno.EINVAL and flags == _RENAME_EXCHANGE:
         # Before 5.16 a bpf file system cannot exchange: for a moment there is no instance of that name.
-        aside = old.with_name(f"{old.name}-old")
+        aside = old.with_name(old.name + ASIDE)
         os.rename(new, aside)
         os.rename(old, new)
         os.rename(aside, old)

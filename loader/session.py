@@ -144,10 +144,14 @@ def _tidy(fs: BpfFs) -> None:
     """Remove staging directories: whoever made one held the lock, so it is dead.
 
     What is attached there goes now, unless the published instance has it too: a link ends with its last pin
-    only after a while, and a filter has no pin.
+    only after a while, and a filter has no pin. An instance that was moved aside for its successor, which
+    then did not come, gets its place back.
     """
-    for directory in sorted(fs.base.glob("staging-*")):
-        name = re.sub(r"staging-\d+-\d+-", "", directory.name)
+    for directory in sorted(fs.base.glob("staging-*"), key=lambda one: not one.name.endswith(bpffs.ASIDE)):
+        name = re.sub(r"staging-\d+-\d+-", "", directory.name).removesuffix(bpffs.ASIDE)
+        if directory.name.endswith(bpffs.ASIDE) and not fs.path(name).exists():
+            directory.rename(fs.path(name))
+            continue
         with ExitStack() as stack:
             staged = stack.enter_context(Instance(directory, name))
             published = fs.path(name)

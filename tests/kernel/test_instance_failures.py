@@ -15,11 +15,11 @@ from typing import Any
 import pytest
 
 from loader import bpffs, cli, features, session
-from loader.bpffs import BpfFs
+from loader.bpffs import BpfFs, remove_tree
 from loader.cgroup import Cgroup
 from loader.features import Support
 from loader.netns import NetNs
-from loader.objects import Map
+from loader.objects import Link, Map
 from loader.process import CLONE_NEWNS, mount, unshare
 from loader.sys import libc
 from pybpfasm.kernel.enums import AttachType
@@ -320,6 +320,33 @@ def test_up_and_down_at_once_end_in_one_or_the_other(site: Site) -> None:
         assert len(site.attached()) == 4
     else:
         assert site.attached() == []
+    site.down()
+    assert site.pins() == []
+
+
+@pytest.mark.parametrize("came", [False, True])
+def test_an_instance_that_was_moved_aside(site: Site, came: bool) -> None:
+    """Where the file system cannot exchange directories, and the loader dies between the renames."""
+    site.up()
+    before, attached = site.pins(), site.attached()
+    final, aside = site.fs.path("default"), site.fs.base / "staging-1-1-default+old"
+    staging = site.fs.base / "staging-1-1-default"
+    for path in (aside, staging):
+        for pin in sorted((final / "links").iterdir()):
+            (path / "links").mkdir(parents=True, exist_ok=True)
+            with Link.from_pin(pin) as link:
+                link.pin(path / "links" / pin.name)
+    if came:
+        remove_tree(staging)
+    else:
+        remove_tree(aside)
+        final.rename(aside)
+    add_dummy("eth7")
+    site.up("--name", "other", iface="eth7")
+    site.down("--name", "other")
+    assert site.pins() == before
+    assert site.attached() == attached
+    assert site.status()["drift"] == []
     site.down()
     assert site.pins() == []
 
