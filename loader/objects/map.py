@@ -16,6 +16,7 @@ from loader.errors import ENOTSUPP, BpfError, LoaderError, UsageError
 from loader.objects.btf import Btf
 from loader.objects.owned import Owned, PathLike, enum_or_int, open_id, open_kind
 from pybpfasm.kernel.enums import BPF_ANY, BPF_F_RDONLY_PROG, Cmd, MapType
+from pybpfasm.mapaccess import Entries, pack, unpack
 from pybpfasm.maprules import refusal
 from pybpfasm.maps import MapSpec
 
@@ -89,42 +90,7 @@ def parse_cpu_list(text: str) -> int:
     return count
 
 
-def _encode(shape: Any, value: Any, size: int, role: str) -> bytes:
-    """Return a key or value as the map takes it.
-
-    Bytes always pass as they are; only their length is checked.
-    """
-    if isinstance(value, bytes | bytearray | memoryview):
-        data = bytes(value)
-    elif isinstance(shape, type):  # a Struct class
-        if isinstance(value, Mapping):
-            data = shape.pack(**value)  # type: ignore[attr-defined]
-        elif hasattr(value, "pack"):
-            data = value.pack()
-        else:
-            raise UsageError(f"{role} of type {shape.__name__} cannot be made from {value!r}")
-    elif hasattr(shape, "to_bytes") and not isinstance(shape, int):  # a scalar or array field
-        data = shape.to_bytes(value, sys.byteorder)
-    elif isinstance(value, int):
-        data = value.to_bytes(size, sys.byteorder, signed=value < 0)
-    elif hasattr(value, "pack"):
-        data = value.pack()
-    else:
-        raise UsageError(f"{role} of {size} bytes cannot be made from {value!r}")
-    if len(data) != size:
-        raise UsageError(f"{role} has {len(data)} bytes, the map takes {size}")
-    return data
-
-
-def _decode(shape: Any, data: bytes) -> Any:
-    if isinstance(shape, type):
-        return shape.unpack(data)  # type: ignore[attr-defined]
-    if hasattr(shape, "from_bytes") and not isinstance(shape, int):
-        return shape.from_bytes(data, sys.byteorder)
-    return data
-
-
-class Map(Owned):
+class Map(Owned, Entries):
     """A map in the kernel.
 
     Keys and values go in and come out as Python values where ``key`` and ``value`` say how they look (a
@@ -271,26 +237,26 @@ class Map(Owned):
     # encoding
 
     def _key_bytes(self, key: Any) -> bytes:
-        return _encode(self._key, key, self.key_size, f"key of map {self.name!r}")
+        return pack(self._key, key, self.key_size, sys.byteorder, f"a key of map {self.name!r}")
 
     def _value_bytes(self, value: Any) -> bytes:
-        role = f"value of map {self.name!r}"
+        what = f"a value of map {self.name!r}"
         if not self.per_cpu:
-            return _encode(self._value, value, self.value_size, role)
+            return pack(self._value, value, self.value_size, sys.byteorder, what)
         if isinstance(value, bytes) and len(value) == self._raw_size:
             return value
         cpus = possible_cpus()
         each = list(value) if isinstance(value, list | tuple) else [value] * cpus
         if len(each) != cpus:
-            raise UsageError(f"{role} needs {cpus} values, one for each possible CPU, not {len(each)}")
-        encoded = (_encode(self._value, one, self.value_size, role) for one in each)
+            raise UsageError(f"{what} needs {cpus} values, one for each possible CPU, not {len(each)}")
+        encoded = (pack(self._value, one, self.value_size, sys.byteorder, what) for one in each)
         return b"".join(one.ljust(self._stride, b"\0") for one in encoded)
 
     def _value_of(self, data: bytes) -> Any:
         if not self.per_cpu:
-            return _decode(self._value, data)
+            return unpack(self._value, data, sys.byteorder)
         return [
-            _decode(self._value, data[start : start + self.value_size])
+            unpack(self._value, data[start : start + self.value_size], sys.byteorder)
             for start in range(0, self._raw_size, self._stride)
         ]
 
@@ -343,24 +309,8 @@ class Map(Owned):
             raise self._about(error) from None
         return None if raw is None else self._value_of(raw)
 
-    def __getitem__(self, key: Any) -> Any:
-        value = self.lookup(key)
-        if value is None:
-            raise KeyError(key)
-        return value
-
-    def __setitem__(self, key: Any, value: Any) -> None:
-        self.update(key, value)
-
-    def __delitem__(self, key: Any) -> None:
-        if not self.delete(key):
-            raise KeyError(key)
-
     def __contains__(self, key: Any) -> bool:
         return self.lookup_raw(self._key_bytes(key)) is not None
-
-    def __iter__(self) -> Iterator[Any]:
-        return self.keys()
 
     def keys_raw(self) -> Iterator[bytes]:
         """Yield all keys as bytes, one system call each.
@@ -388,7 +338,7 @@ class Map(Owned):
     def keys(self) -> Iterator[Any]:
         """Yield all keys."""
         for key in self.keys_raw():
-            yield _decode(self._key, key)
+            yield unpack(self._key, key, sys.byteorder)
 
     def values(self) -> Iterator[Any]:
         """Yield all values."""
@@ -398,7 +348,7 @@ class Map(Owned):
     def items(self) -> Iterator[tuple[Any, Any]]:
         """Yield all entries, in batches where the kernel can do it for this map type, else one by one."""
         for key, value in self.items_raw():
-            yield _decode(self._key, key), self._value_of(value)
+            yield unpack(self._key, key, sys.byteorder), self._value_of(value)
 
     def items_raw(self, *, batch: int = BATCH) -> Iterator[tuple[bytes, bytes]]:
         """Yield all entries as bytes; ``batch`` entries per system call at first."""

@@ -14,14 +14,13 @@ from typing import Final
 
 from pybpfasm import isa
 from pybpfasm.instruction import Instruction
-from pybpfasm.isa import CallKind, Imm64, Jump
+from pybpfasm.isa import CallKind, Imm64
 
 __all__ = ["Block", "Graph", "is_local_call"]
 
 MAX_FRAMES: Final = 8  # MAX_CALL_FRAMES, include/linux/bpf_verifier.h
 
 Report = Callable[[str, int, str], None]
-_CONDITIONAL = frozenset(int(jump) for jump in Jump) - {Jump.JA, Jump.CALL, Jump.EXIT, Jump.JCOND}
 _JUMP_CLASSES = (isa.JMP, isa.JMP32)
 
 

@@ -24,6 +24,7 @@ from pybpfasm.emulator.task_helpers import Task
 from pybpfasm.errors import suggestion
 from pybpfasm.isa import CallKind
 from pybpfasm.kernel.enums import BPF_F_RDONLY_PROG, Helper, MapType
+from pybpfasm.layout import Struct
 from pybpfasm.maps import MapSpec
 from pybpfasm.program import ProgramSpec
 
@@ -275,9 +276,16 @@ class Emulator:
         return sum(timer.expires is not None for timer in self.timers.values())
 
     # Output.
-    def events(self, name: str) -> list[Any]:
-        """What programs have put into a ring buffer or an array of perf events since the last time."""
-        found = self.map(name)
+    def events(self, which: str | MapSpec, struct: type[Struct] | None = None) -> list[Any]:
+        """What programs have put into a ring buffer or an array of perf events since the last time.
+
+        With a *struct*, records are objects of it, of its size or longer; else bytes. Raises `EmulatorError`
+        for a map of another type, `LayoutError` for a record that is too short.
+        """
+        found = self.map(which)
         if not isinstance(found, (models.RingBuf, models.PerfEventArray)):
-            raise EmulatorError(f"map {name} is a {found.type.name}, which takes no events")
-        return list(found.consume())
+            raise EmulatorError(f"map {found.name} is a {found.type.name}, which takes no events")
+        records = found.consume()
+        if struct is None:
+            return list(records)
+        return [struct.unpack(one[: struct.sizeof], byteorder=self.byteorder) for one in records]

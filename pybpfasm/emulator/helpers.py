@@ -30,6 +30,7 @@ from pybpfasm.emulator.errnos import E2BIG, EBUSY, EEXIST, EFAULT, EINVAL, ENOEN
 from pybpfasm.emulator.faults import EmulatorError, Violation
 from pybpfasm.emulator.maps import (
     Map,
+    PerCpu,
     PerfEventArray,
     Queue,
     Record,
@@ -37,7 +38,6 @@ from pybpfasm.emulator.maps import (
     SkStorage,
     SockHash,
     SockMap,
-    _PerCpu,
 )
 from pybpfasm.emulator.memory import Guarded, Memory
 from pybpfasm.emulator.run import MAX_LOOPS, Run
@@ -180,7 +180,7 @@ def map_peek_elem(run: Run, map: int, value: int) -> int:
 @helper(Helper.map_lookup_percpu_elem)
 def map_lookup_percpu_elem(run: Run, map: int, key: int, cpu: int) -> int:
     """A pointer to the value of *cpu*, or 0."""
-    one = run.map(map, _PerCpu)
+    one = run.map(map, PerCpu)
     region = one.of_cpu(run.read(key, one.key_size, "the key"), cpu & U32)
     return 0 if region is None else run.pointer(region)
 

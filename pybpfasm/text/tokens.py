@@ -239,11 +239,6 @@ class Cursor:
             self.fail(f"offset {value} does not fit 16 bits: -32768 to 32767", start)
         return value
 
-    def text_from(self, column: int) -> str:
-        """The statement's text from *column* to what has been read."""
-        last = self.tokens[self.at - 1]
-        return self.source.text[column : last[2] + len(last[1])]
-
 
 def _suggest(name: str, known: Mapping[str, object]) -> str:
     # Comparing costs the product of the lengths: only what a person may have mistyped is worth it.

@@ -23,6 +23,7 @@ from loader.errors import BpfError, KernelFeatureError, UsageError
 from loader.objects import Btf, Map, Program, Stats, possible_cpus
 from loader.verifier import VerifierError
 from pybpfasm.asm import Asm
+from pybpfasm.errors import LayoutError
 from pybpfasm.kernel.context import SkBuff, SkMsgMd
 from pybpfasm.kernel.enums import (
     BPF_EXIST,
@@ -168,7 +169,7 @@ def test_typed_access_keeps_byte_order_and_raw_bytes_pass() -> None:
         assert flows.lookup(key) is None
         with pytest.raises(KeyError):
             _ = flows[key]
-        with pytest.raises(UsageError, match="20"):
+        with pytest.raises(LayoutError, match="has 5 bytes, the map takes 20"):
             flows.lookup(b"short")
 
 

@@ -8,6 +8,7 @@ import pytest
 from pybpfasm.asm import Asm
 from pybpfasm.emulator import Emulator, EmulatorError, EmulatorFault, MapError, Skb, SkLookupContext, Socket
 from pybpfasm.emulator.maps import MapOfMaps, Queue, RingBuf
+from pybpfasm.errors import LayoutError
 from pybpfasm.kernel.context import SkBuff, SkLookup
 from pybpfasm.kernel.enums import (
     BPF_ANY,
@@ -69,7 +70,7 @@ def test_hash() -> None:
     assert one.pop({"port": 2}) == 20 and len(one) == 0  # type: ignore[attr-defined]
     with pytest.raises(KeyError):
         one[first]
-    with pytest.raises(EmulatorError, match="a key of map hash has 3 bytes"):
+    with pytest.raises(LayoutError, match="a key of map hash has 3 bytes"):
         one.lookup(b"abc")
 
 
