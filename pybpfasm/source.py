@@ -37,7 +37,7 @@ INTERNAL = frozenset(
         "asm/rewrite.py",
         "asm/splice.py",
         "bitfield.py",
-        "core.py",
+        "core/statements.py",
         "extern.py",
         "layout.py",
         "maps.py",

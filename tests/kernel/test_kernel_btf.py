@@ -14,7 +14,7 @@ import pytest
 
 from loader.objects import Btf as KernelBtf
 from pybpfasm.btf import Btf, BtfBuilder, BtfType, Kind, Linkage, declare
-from pybpfasm.core import _Matcher
+from pybpfasm.core.matching import Matcher
 from pybpfasm.kernel import context, enums, generate, values
 from pybpfasm.kernel.kfuncs import KFUNCS
 from pybpfasm.layout import Nested, Struct
@@ -146,7 +146,7 @@ def test_functions_of_the_kernel_are_declared_as_it_has_them(vmlinux: Btf) -> No
             continue
         mine = ours.type(type_id)
         assert (mine.name, mine.linkage) == (name, Linkage.EXTERN)
-        compatible = _Matcher(ours, vmlinux).compatible(mine.type_id, theirs.type_id)
+        compatible = Matcher(ours, vmlinux).compatible(mine.type_id, theirs.type_id)
         assert compatible or not same_release(), name
         found += compatible
     assert found > 10
