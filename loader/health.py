@@ -72,6 +72,11 @@ _COUNTERS: Final[dict[tuple[str, str], tuple[str, str]]] = {
         "{n} times whoever asked for the original destination gave too small a buffer",
         "",
     ),
+    ("sk_msg", "encrypted"): (
+        "{n} times an accelerated connection has gone over to the stack, because its application uses "
+        "kernel TLS",
+        "",
+    ),
     ("sk_msg", "queue_full"): (
         "{n} times an accelerated connection has gone over to the stack, because its reader did not read",
         "",

@@ -30,7 +30,16 @@ if TYPE_CHECKING:
     from pybpfasm.maps import MapSpec
     from pybpfasm.program import ProgramSpec
 
-__all__ = ["Plan", "Request", "envoy_warning", "make", "netns_cookie", "with_offers", "with_queue"]
+__all__ = [
+    "Plan",
+    "Request",
+    "envoy_warning",
+    "make",
+    "netns_cookie",
+    "with_offers",
+    "with_queue",
+    "with_ulp",
+]
 
 _SO_NETNS_COOKIE: Final = 71  # asm-generic/socket.h, from 5.14
 _TCP_RMEM: Final = Path("/proc/sys/net/ipv4/tcp_rmem")  # of the network namespace of who reads it
@@ -252,7 +261,7 @@ def _probe(request: Request, mode: modes.Mode, warnings: list[str]) -> tuple[Set
             "the flow map until `down`"
         )
     if settings.accelerate:
-        settings = with_queue(settings, warnings)
+        settings = with_ulp(with_queue(settings, warnings), warnings)
     if settings.accelerate and not settings.netns_cookie:
         warnings.append(
             "this kernel has no netns cookie (5.15): acceleration can take connections of two network "
@@ -307,6 +316,27 @@ def with_queue(settings: Settings, warnings: list[str]) -> Settings:
     warnings.append(
         "nothing limits how much waits in the kernel for an application that does not read its accelerated "
         f"connections ({reason}); --no-accelerate does without"
+    )
+    return settings
+
+
+def with_ulp(settings: Settings, warnings: list[str]) -> Settings:
+    """Return the settings with where a socket of TCP has the protocol upon it, if programs can look there."""
+    from loader.features import Feature, probe
+
+    found = probe(Feature.PROBE_READ_SK_MSG)
+    reason = found.reason
+    if found.supported:
+        from loader.elf import kernel_types
+
+        try:
+            at = kernel_types().offset_of("inet_connection_sock", "icsk_ulp_ops")
+            return replace(settings, ulp_at=at)
+        except (LoaderError, PybpfasmError) as error:
+            reason = str(error)
+    warnings.append(
+        "an application that uses kernel TLS must not be accelerated, and is not recognised here "
+        f"({reason}): what it sends would leave this host unencrypted; --no-accelerate does without"
     )
     return settings
 

@@ -16,7 +16,7 @@ from pybpfasm.maps import MapSpec
 if TYPE_CHECKING:
     from pybpfasm.btf import BtfBuilder
 
-FORMAT: Final = 3  # of the settings map
+FORMAT: Final = 4  # of the settings map
 
 
 class Text(Bytes):
@@ -60,6 +60,7 @@ class SettingsValue(Struct, kernel_name="proxy_settings"):
     receive_buffer_at = U32()
     buffer_locks_at = U32()
     receive_buffer_lock = U32()
+    ulp_at = U32()
     netns_inode = U64()
     netns_cookie = U64()
     cgroup_id = U64()
@@ -120,6 +121,7 @@ def settings_value(plan: Plan) -> dict[str, Any]:
         "receive_buffer_at": settings.receive_buffer_at,
         "buffer_locks_at": settings.buffer_locks_at,
         "receive_buffer_lock": settings.receive_buffer_lock,
+        "ulp_at": settings.ulp_at,
         "netns_inode": plan.netns.ino,
         "netns_cookie": plan.netns_cookie,
         "cgroup_id": plan.cgroup.id,
@@ -146,6 +148,7 @@ def settings_of(value: Record, ranges: tuple[tuple[int, int], ...]) -> Settings:
         receive_buffer_at=value.receive_buffer_at,
         buffer_locks_at=value.buffer_locks_at,
         receive_buffer_lock=value.receive_buffer_lock,
+        ulp_at=value.ulp_at,
         timers=bool(value.timers),
         coarse_clock=bool(value.coarse_clock),
         netns_cookie=bool(value.with_netns_cookie),

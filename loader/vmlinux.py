@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -18,8 +19,9 @@ VMLINUX: Final = Path("/sys/kernel/btf/vmlinux")
 KALLSYMS: Final = Path("/proc/kallsyms")
 
 
+@lru_cache(maxsize=1)
 def kernel_types() -> Btf:
-    """The running kernel's own BTF; raises `UsageError` where the kernel was built without it."""
+    """The running kernel's own BTF, read once; raises `UsageError` where the kernel was built without it."""
     from pybpfasm.btf import Btf, BtfError
 
     try:

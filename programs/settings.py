@@ -132,6 +132,8 @@ class Settings:
     next goes through the stack, and ``queue_length_at`` where ``struct sock`` has that number (0: not known,
     so there is no limit). ``receive_buffer_at`` is where it has the size of the receive buffer, and
     ``buffer_locks_at`` the byte in which the bits ``receive_buffer_lock`` say that SO_RCVBUF has set it.
+    ``ulp_at`` is where a TCP socket has the protocol that was put upon it (TCP_ULP; 0: not known, so nobody
+    looks).
     """
 
     ports: Ports
@@ -153,6 +155,12 @@ class Settings:
     receive_buffer_at: int = 0
     buffer_locks_at: int = 0
     receive_buffer_lock: int = 0
+    ulp_at: int = 0
+
+    @property
+    def reads_sockets(self) -> bool:
+        """Whether `sk_msg` looks into sockets by their addresses."""
+        return bool(self.queue_length_at or self.ulp_at)
 
     def __post_init__(self) -> None:
         if not 1 <= self.envoy_port <= MAX_PORT:

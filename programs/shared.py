@@ -111,11 +111,11 @@ class SocketNote(Struct, kernel_name="socket_note"):
 
 
 class SocketState(Struct, kernel_name="socket_state"):
-    """What is remembered of an enrolled socket: 24 bytes.
+    """What is remembered of an enrolled socket: 32 bytes.
 
     ``native`` is 1 once data of it has gone through the stack, ``paired`` 1 once the other end is known to
     be enrolled as well. ``incarnation`` is that of `SocketNote`, ``peer`` the address of the other end's
-    ``struct sock``, which may be gone.
+    ``struct sock``, and ``application`` that of the application's end; these may be gone.
     """
 
     native = U32()
@@ -123,6 +123,7 @@ class SocketState(Struct, kernel_name="socket_state"):
     incarnation = U32()
     pad = U32()
     peer = U64()
+    application = U64()
 
 
 # --- Counters. ---
@@ -186,7 +187,7 @@ class SkMsgCounters(Struct, kernel_name="sk_msg_counters"):
     """Messages sent on enrolled sockets: handed to the peer's queue, or through the stack.
 
     ``queue_full`` counts connections, by direction, that have become native because the receiver did not
-    read.
+    read, ``encrypted`` those where the kernel encrypts for the application.
     """
 
     redirected_messages = U64()
@@ -194,6 +195,7 @@ class SkMsgCounters(Struct, kernel_name="sk_msg_counters"):
     native_messages = U64()
     native_bytes = U64()
     queue_full = U64()
+    encrypted = U64()
 
 
 class Counters(Struct, kernel_name="proxy_counters"):

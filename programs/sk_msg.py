@@ -55,11 +55,15 @@ def sk_msg(b: Asm, ctx: SkMsgMd, settings: Settings) -> None:
         b.If(b.w2 != b.w3).goto("no_peer")
         b.r2 = note.socket
         state.peer = b.r2
+        state.application = b.r2
         state.paired = 1
         b.r1 = maps(settings).pending
         b.lea(b.r2, key)
         b.call(Helper.map_delete_elem)
 
+    if settings.ulp_at:
+        look_at_ulp(b, settings, state)
+        b.label("plain")
     if settings.queue_length_at:
         look_at_queue(b, ctx, settings, state)
         b.label("room")
@@ -75,6 +79,10 @@ def sk_msg(b: Asm, ctx: SkMsgMd, settings: Settings) -> None:
     count(b, counters.redirected_bytes, b.r2)
     b.ret(SkAction.PASS)
 
+    if settings.ulp_at:
+        b.label("encrypted")
+        count(b, counters.encrypted)
+        b.goto("no_peer")
     if settings.queue_length_at:
         b.label("queue_full")
         count(b, counters.queue_full)
@@ -88,6 +96,31 @@ def sk_msg(b: Asm, ctx: SkMsgMd, settings: Settings) -> None:
     b.ret(SkAction.PASS)
 
 
+def read_socket(b: Asm, into: Mem, address: Mem, offset: int, failed: str) -> None:
+    """*into*, on the stack, = what ``struct sock`` at *address* has at *offset*.
+
+    Jumps to *failed* where there is nothing any more. Clobbers r0 to r5.
+    """
+    b.lea(b.r1, into)
+    b.r2 = into.size
+    b.r3 = address
+    b.r3 += offset
+    b.call(Helper.probe_read_kernel)
+    b.If(b.r0 != 0).goto(failed)
+
+
+def look_at_ulp(b: Asm, settings: Settings, state: SocketState) -> None:
+    """Jump to ``encrypted`` where the application has put a protocol upon its socket, kernel TLS that is.
+
+    What it sends passes here before it is encrypted, and what it is sent would reach it without being
+    decrypted: only the stack does both. Jumps to ``plain`` where the application is gone.
+    """
+    word = b.u64[b.stack_bytes(8)]
+    read_socket(b, word, state.application, settings.ulp_at, "plain")
+    b.r2 = word
+    b.If(b.r2 != 0).goto("encrypted")
+
+
 def look_at_queue(b: Asm, ctx: SkMsgMd, settings: Settings, state: SocketState) -> None:
     """Jump to ``queue_full`` where the message would make more wait for the peer than may.
 
@@ -98,25 +131,16 @@ def look_at_queue(b: Asm, ctx: SkMsgMd, settings: Settings, state: SocketState) 
     ``room`` where the peer is gone: redirecting will say so. Clobbers r8.
     """
     word = b.stack_bytes(8)
-
-    def read(field: Mem, offset: int) -> None:
-        b.lea(b.r1, field)
-        b.r2 = field.size
-        b.r3 = state.peer
-        b.r3 += offset
-        b.call(Helper.probe_read_kernel)
-        b.If(b.r0 != 0).goto("room")
-
-    read(b.u32[word], settings.queue_length_at)
+    read_socket(b, b.u32[word], state.peer, settings.queue_length_at, "room")
     b.r8 = b.u32[word]
     b.r2 = ctx.size
     b.r8 += b.r2
     b.If(b.r8 > settings.queue_limit).goto("queue_full")
     b.If(b.r8 <= SMALLEST_BUFFER).goto("room")
-    read(b.u8[word], settings.buffer_locks_at)
+    read_socket(b, b.u8[word], state.peer, settings.buffer_locks_at, "room")
     b.r2 = b.u8[word]
     b.If(~(b.r2 & settings.receive_buffer_lock)).goto("room")
-    read(b.u32[word], settings.receive_buffer_at)
+    read_socket(b, b.u32[word], state.peer, settings.receive_buffer_at, "room")
     b.r2 = b.u32[word]
     b.r2 >>= 1
     b.If(b.r8 > b.r2).goto("queue_full")

@@ -191,7 +191,7 @@ def enrol(
     enrolled = Label("enrolled")
     b.r2 = ctx.sk
     b.If(b.r2 == 0).goto("failed")
-    if settings.queue_length_at:
+    if settings.reads_sockets:
         note.socket = b.r2
     else:  # nobody asks, and an older verifier lets no address out of a program
         note.socket = 0
@@ -205,6 +205,8 @@ def enrol(
     state.incarnation = b.r2
     if peer is not None:
         state.peer = peer
+        b.r2 = note.socket
+        state.application = b.r2
         state.paired = 1
     else:
         state.paired = 0

@@ -34,8 +34,9 @@ from loader.cgroup import Cgroup
 from loader.features import Feature
 from loader.netns import NetNs
 from loader.objects import Link, Map, Program, attach_to_sockmap
-from loader.plan import with_queue
+from loader.plan import with_queue, with_ulp
 from loader.process import CLONE_NEWNET, setns, unshare
+from loader.vmlinux import kernel_types
 from programs.settings import Mark, Ports, Settings
 from pybpfasm.asm import Asm
 from pybpfasm.kernel.context import SockOps
@@ -50,6 +51,7 @@ MARK = 4242
 SERVICE = 8000
 SO_NETNS_COOKIE = 71
 TCP_DEFER_ACCEPT, TCP_FASTOPEN, TCP_FASTOPEN_CONNECT = 9, 23, 30
+TCP_ULP = 31  # linux/tcp.h
 MSG_FASTOPEN = 0x20000000
 PAIR = {"sockops.enrolled_active": 1, "sockops.enrolled_passive": 1}
 
@@ -726,12 +728,63 @@ SLACK = 12 << 20
 PLENTY = 96 << 20
 
 
+# --- Kernel TLS. --------------------------------------------------------------------------------------------
+
+
+def both_ways(pair: Pair) -> None:
+    """A message each way, in the order in which they were sent before."""
+    for sender, receiver in ((pair.envoy, pair.app), (pair.app, pair.envoy)):
+        sender.sendall(b"a message")
+        assert receive(receiver, 9) == b"a message"
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_a_word_in_the_applications_socket_ends_the_acceleration(
+    netns: NetNs, cgroup: Cgroup, needs: Callable[..., None], host: str
+) -> None:
+    """The linger time stands for the protocol upon the socket: anybody can set it, and it is as long."""
+    needs(Feature.PROBE_READ_SK_MSG)
+    cgroup.add()
+    at = kernel_types().offset_of("sock", "sk_lingertime")
+    chosen = with_queue(Settings(Ports.parse("8000"), ulp_at=at), [])
+    with accelerated(chosen, cgroup) as rig, connect(host) as pair:
+        for end, others, moved in (
+            (pair.envoy, 2, {"redirected_messages": 2, "redirected_bytes": 18}),
+            (pair.app, 2, {"encrypted": 2, "native_messages": 2, "native_bytes": 18}),
+            (pair.app, 0, {"native_messages": 2, "native_bytes": 18}),
+        ):
+            rig.moved()
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", others > 0, others))
+            both_ways(pair)
+            assert rig.moved() == {f"sk_msg.{name}": count for name, count in moved.items()}
+
+
+def test_an_application_with_kernel_tls_is_not_accelerated(
+    netns: NetNs, cgroup: Cgroup, needs: Callable[..., None]
+) -> None:
+    """Without keys such a socket sends and receives as ever, but through the stack."""
+    needs(Feature.PROBE_READ_SK_MSG)
+    cgroup.add()
+    with accelerated(with_ulp(Settings(Ports.parse("8000")), []), cgroup) as rig, connect() as pair:
+        both_ways(pair)
+        rig.moved()
+        try:
+            pair.app.setsockopt(socket.IPPROTO_TCP, TCP_ULP, b"tls")
+        except OSError as error:
+            assert error.errno == errno.ENOENT  # this kernel has none
+            both_ways(pair)
+            assert rig.moved() == {"sk_msg.redirected_messages": 2, "sk_msg.redirected_bytes": 18}
+            return
+        both_ways(pair)
+        assert rig.moved() == {"sk_msg.encrypted": 2, "sk_msg.native_messages": 2, "sk_msg.native_bytes": 18}
+
+
 @pytest.fixture
 def limited(netns: NetNs, cgroup: Cgroup, needs: Callable[..., None]) -> Iterator[Rig]:
     """An instance that knows how long a receive queue is."""
     needs(Feature.QUEUE_LENGTH)
     cgroup.add()
-    chosen = with_queue(Settings(Ports.parse("8000,9000-9010"), queue_limit=LIMIT), [])
+    chosen = with_ulp(with_queue(Settings(Ports.parse("8000,9000-9010"), queue_limit=LIMIT), []), [])
     with accelerated(chosen, cgroup) as made:
         yield made
 

@@ -507,6 +507,7 @@ def connections(bench: Bench) -> None:
 
 # Where `struct sock` has these, and which of the locks the receive buffer's is.
 QUEUE_AT, BUFFER_AT, LOCKS_AT, LOCK = 192, 200, 204, 0x20
+ULP_AT = 224
 
 
 def queue_of(length: int, locks: int, buffer: int, asked: list[int]) -> Callable[[Run, int, int, int], int]:
@@ -520,6 +521,15 @@ def queue_of(length: int, locks: int, buffer: int, asked: list[int]) -> Callable
         return min(found, 0)
 
     return read
+
+
+def pair_of_ends(bench: Bench) -> tuple[Socket, Socket]:
+    """Envoy's end of a connection and the application's, both enrolled."""
+    active = Socket(src=LOCAL[4], src_port=1, dst=LOCAL[4], dst_port=8000, mark=MARK, netns=7)
+    passive = Socket(src=LOCAL[4], src_port=8000, dst=LOCAL[4], dst_port=1, netns=7)
+    bench.sockops.run(SockOpsContext(SockOp.ACTIVE_ESTABLISHED_CB, active, rcv_nxt=5))
+    bench.sockops.run(SockOpsContext(SockOp.PASSIVE_ESTABLISHED_CB, passive, snd_nxt=5))
+    return active, passive
 
 
 def queues(coverage: Coverage) -> None:
@@ -549,10 +559,7 @@ def queues(coverage: Coverage) -> None:
         bench = Bench(coverage, settings)
         asked: list[int] = []
         bench.emulator.model(Helper.probe_read_kernel)(queue_of(length, locks, buffer, asked))
-        active = Socket(src=LOCAL[4], src_port=1, dst=LOCAL[4], dst_port=8000, mark=MARK, netns=7)
-        passive = Socket(src=LOCAL[4], src_port=8000, dst=LOCAL[4], dst_port=1, netns=7)
-        bench.sockops.run(SockOpsContext(SockOp.ACTIVE_ESTABLISHED_CB, active, rcv_nxt=5))
-        bench.sockops.run(SockOpsContext(SockOp.PASSIVE_ESTABLISHED_CB, passive, snd_nxt=5))
+        active, passive = pair_of_ends(bench)
         counters = bench.emulator.map("pba_counters")
         for sender in (active, passive, active):
             bench.sk_msg.run(SkMsg(sender, b"message"))
@@ -561,6 +568,33 @@ def queues(coverage: Coverage) -> None:
         assert sum(cpu.sk_msg.redirected_messages for cpu in counters[0]) == (0 if native else 3)
         # Each asks about the other end, and the same of the same.
         assert len(set(asked)) == 2 and len(asked) == (2 if native else 3)
+
+
+def upon_it(found: int, failed: int, asked: list[int]) -> Callable[[Run, int, int, int], int]:
+    """A model of probe_read_kernel for the protocol upon a socket."""
+
+    def read(run: Run, to: int, size: int, address: int) -> int:
+        asked.append(address)
+        run.write(to, found.to_bytes(size, "little"))
+        return failed
+
+    return read
+
+
+def encrypted(coverage: Coverage) -> None:
+    """An application upon whose socket there is a protocol, none, and one that is gone."""
+    for found, failed in ((0, 0), (0xFFFF888000000000, 0), (0, -14)):
+        bench = Bench(coverage, dataclasses.replace(SETTINGS, ulp_at=ULP_AT))
+        asked: list[int] = []
+        bench.emulator.model(Helper.probe_read_kernel)(upon_it(found, failed, asked))
+        active, passive = pair_of_ends(bench)
+        for sender in (active, passive, active):
+            bench.sk_msg.run(SkMsg(sender, b"message"))
+        (one, *others) = bench.emulator.map("pba_counters")[0]
+        assert not any(cpu.sk_msg.redirected_messages for cpu in others)
+        assert one.sk_msg.encrypted == (2 if found else 0)  # each direction once
+        assert one.sk_msg.redirected_messages == (0 if found else 3)
+        assert len(set(asked)) == 1 and len(asked) == (2 if found else 3)  # the application's end, always
 
 
 def failing_enrolment(coverage: Coverage) -> None:
@@ -591,6 +625,7 @@ def everything() -> Coverage:
     failing_helpers(coverage)
     failing_enrolment(coverage)
     queues(coverage)
+    encrypted(coverage)
     other = dataclasses.replace(
         SETTINGS, timers=False, coarse_clock=False, netns_cookie=False, mark=Mark(0x1000, 0xF000)
     )
