@@ -33,6 +33,7 @@ from pybpfasm import (
 from pybpfasm.btf import Kind, layout_of
 from pybpfasm.core import core_load_bits
 from tests.kernel.programs.scapy_layers import IP, TCP
+from tests.unit.test_bitfield import Ip
 
 
 class Tcp(Struct, kernel_name="tcphdr"):
@@ -56,18 +57,6 @@ class Tcp(Struct, kernel_name="tcphdr"):
     window = Be16()
     check = Be16()
     urg_ptr = Be16()
-
-
-class Ip(Struct, kernel_name="iphdr"):
-    """The beginning of an IPv4 header in network order."""
-
-    version = Be16.bits(4)
-    ihl = Be16.bits(4)
-    tos = Be16.bits(8)
-    tot_len = Be16()
-    id = Be16()
-    flags = Be16.bits(3)
-    fragment = Be16.bits(13)
 
 
 def test_the_kernels_headers() -> None:

@@ -194,42 +194,19 @@ def test_mistakes(name: str) -> None:
 
 
 # Of program types: text, type, where it is attached, and what is wrong.
-_CGROUP_PACKET = (
-    "r6 = r1\nr7 = *(u32 *)(r6 +76)\nr8 = *(u32 *)(r6 +80)\nr2 = r7\nr2 += 14\nif r2 > r8 goto out\n"
-)
 TYPED: dict[str, tuple[str, ProgType, AttachType | None, tuple[str, str, int] | None]] = {
     "packet written": (
-        _CGROUP_PACKET + "*(u8 *)(r7 +0) = 1\nout:\nr0 = 1\nexit",
+        CHECKED + "*(u8 *)(r7 +0) = 1\nout:\nr0 = 1\nexit",
         ProgType.CGROUP_SKB,
         AttachType.CGROUP_INET_INGRESS,
         ("error", "packet-write", 6),
     ),
     "packet read": (
-        _CGROUP_PACKET + "r0 = *(u8 *)(r7 +0)\nout:\nr0 = 1\nexit",
+        CHECKED + "r0 = *(u8 *)(r7 +0)\nout:\nr0 = 1\nexit",
         ProgType.CGROUP_SKB,
         AttachType.CGROUP_INET_INGRESS,
         None,
     ),
-    "ingress returns 2": (
-        "r0 = 2\nexit",
-        ProgType.CGROUP_SKB,
-        AttachType.CGROUP_INET_INGRESS,
-        ("error", "result", 1),
-    ),
-    "egress returns 3": ("r0 = 3\nexit", ProgType.CGROUP_SKB, AttachType.CGROUP_INET_EGRESS, None),
-    "egress returns 4": (
-        "r0 = 4\nexit",
-        ProgType.CGROUP_SKB,
-        AttachType.CGROUP_INET_EGRESS,
-        ("error", "result", 1),
-    ),
-    "socket returns -1": (
-        "r0 = -1\nexit",
-        ProgType.CGROUP_SOCK,
-        AttachType.CGROUP_INET_SOCK_CREATE,
-        ("error", "result", 1),
-    ),
-    "socket returns 1": ("w0 = 1\nexit", ProgType.CGROUP_SOCK, AttachType.CGROUP_INET_SOCK_CREATE, None),
     "socket returns a field": (
         "r0 = *(u32 *)(r1 +16)\nexit",  # mark
         ProgType.CGROUP_SOCK,
@@ -242,22 +219,25 @@ TYPED: dict[str, tuple[str, ProgType, AttachType | None, tuple[str, str, int] | 
         AttachType.CGROUP_INET_SOCK_CREATE,
         None,
     ),
-    "connect returns 2": (
-        "r0 = 2\nexit",
-        ProgType.CGROUP_SOCK_ADDR,
-        AttachType.CGROUP_INET4_CONNECT,
-        ("error", "result", 1),
-    ),
-    "bind returns 3": ("r0 = 3\nexit", ProgType.CGROUP_SOCK_ADDR, AttachType.CGROUP_INET4_BIND, None),
-    "recvmsg returns 0": (
-        "r0 = 0\nexit",
-        ProgType.CGROUP_SOCK_ADDR,
-        AttachType.CGROUP_UDP4_RECVMSG,
-        ("error", "result", 1),
-    ),
-    "tc returns anything": ("r0 = 77\nexit", ProgType.SCHED_CLS, None, None),
-    "sock_ops returns 2": ("r0 = 2\nexit", ProgType.SOCK_OPS, None, ("error", "result", 1)),
 }
+# What a type may return, the values at the ends, and what it may not.
+for _type, _attach, _fine, _wrong in (
+    (ProgType.CGROUP_SKB, AttachType.CGROUP_INET_INGRESS, (0, 1), (-1, 2)),
+    (ProgType.CGROUP_SKB, AttachType.CGROUP_INET_EGRESS, (0, 3), (-1, 4)),
+    (ProgType.CGROUP_SOCK, AttachType.CGROUP_INET_SOCK_CREATE, (0, 1), (-1, 2)),
+    (ProgType.CGROUP_SOCK_ADDR, AttachType.CGROUP_INET4_CONNECT, (0, 1), (2,)),
+    (ProgType.CGROUP_SOCK_ADDR, AttachType.CGROUP_INET4_BIND, (0, 3), (4,)),
+    (ProgType.CGROUP_SOCK_ADDR, AttachType.CGROUP_UDP4_RECVMSG, (1,), (0, 2)),
+    (ProgType.SCHED_CLS, None, (-1, 77), ()),
+    (ProgType.SOCK_OPS, None, (0, 1), (2,)),
+):
+    for _value in (*_fine, *_wrong):
+        TYPED[f"{_type.name} at {_attach and _attach.name} returns {_value}"] = (
+            f"r0 = {_value}\nexit",
+            _type,
+            _attach,
+            ("error", "result", 1) if _value in _wrong else None,
+        )
 
 
 @pytest.mark.parametrize("name", TYPED)
