@@ -40,13 +40,14 @@ __all__ = [
 NAMED = Path("/run/netns")  # where ip-netns(8) keeps the named ones
 _CLONE_NEWNET = 0x40000000  # linux/sched.h
 _SIOCGIFFLAGS, _SIOCGIFHWADDR = 0x8913, 0x8927  # linux/sockios.h
-_IFF_UP = 1  # linux/if.h
+_IFF_UP, _IFF_BROADCAST, _IFF_POINTOPOINT = 1, 2, 0x10  # linux/if.h
 _NSFS_MAGIC = 0x6E736673  # linux/magic.h
 _NS_GET_NSTYPE = 0xB703  # linux/nsfs.h, from 4.11
 
 # net/if_arp.h: which link layer an interface has decides where a packet's network header is.
 ARPHRD_ETHER = 1
 ARPHRD_LOOPBACK = 772
+ARPHRD_IPGRE = 778
 ARPHRD_NONE = 0xFFFE
 _LINK_TYPES = {
     ARPHRD_ETHER: "ethernet",
@@ -55,7 +56,7 @@ _LINK_TYPES = {
     769: "ip6tnl",
     ARPHRD_LOOPBACK: "loopback",
     776: "sit",
-    778: "ipgre",
+    ARPHRD_IPGRE: "ipgre",
     823: "ip6gre",
     519: "rawip",
     ARPHRD_NONE: "none",
@@ -237,6 +238,17 @@ def interface_name(index: int) -> str | None:
 def interface_is_up(name: str) -> bool:
     """Whether an interface has been set up; raises OSError if there is none of that name."""
     return bool(_ask_interface(name, _SIOCGIFFLAGS) & _IFF_UP)
+
+
+def has_outer_header(one: Interface) -> bool:
+    """Whether packets of an interface begin with a header of the tunnel around them.
+
+    So it is with GRE that has many remote ends: the sender is read from there (net/ipv4/ip_gre.c,
+    ipgre_header_ops).
+    """
+    if one.link_type != ARPHRD_IPGRE:
+        return False
+    return _ask_interface(one.name, _SIOCGIFFLAGS) & (_IFF_BROADCAST | _IFF_POINTOPOINT) != _IFF_POINTOPOINT
 
 
 def _link_type(name: str) -> int:

@@ -22,7 +22,7 @@ from loader.bpffs import BpfFs
 from loader.capabilities import missing_capabilities
 from loader.cgroup import Cgroup
 from loader.errors import CapabilityError, KernelFeatureError, LoaderError, UsageError
-from loader.netns import Interface, NetNs, interface, listeners
+from loader.netns import Interface, NetNs, has_outer_header, interface, listeners
 from programs.settings import DEFAULT_QUEUE_LIMIT, Settings
 from pybpfasm.errors import PybpfasmError
 
@@ -208,6 +208,12 @@ def _interfaces(names: Iterable[str]) -> tuple[Interface, ...]:
                 f"interface {name!r} has link layer {one.link_type_name} (ARPHRD_*): it is not known where "
                 "its packets begin",
                 hint="name an Ethernet, loopback or IP tunnel interface",
+            )
+        if has_outer_header(one):
+            raise UsageError(
+                f"interface {name!r} is a GRE tunnel with many remote ends: its packets begin with the "
+                "header of the tunnel, which the programs do not look behind",
+                hint="give the tunnel its remote address, or name another interface",
             )
         found.setdefault(one.index, one)
     return tuple(found.values())

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -164,6 +165,18 @@ def test_interfaces_with_dots_and_of_other_kinds(site: Site) -> None:
     assert len(tc_programs(index, INGRESS)) == 1
     tags = {h["interface"]: h["program"]["tag"] for h in status["hooks"] if h["hook"] == "ingress"}
     assert tags["lo"] != tags["eth0.100"], "lo has a program of its own"
+
+
+def test_a_gre_tunnel_with_many_remote_ends_is_refused(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other devices stand for GRE, which not every kernel has: the flags tell which sort a tunnel is of."""
+    add_dummy("many")
+    subprocess.run(["ip", "tuntap", "add", "dev", "single", "mode", "tun"], check=True)
+    monkeypatch.setattr(netns, "_link_type", lambda name: 778)
+    refused = site.run("up", "--iface", "many", "--ports", "8000")
+    assert (refused.status, "begin with the header of the tunnel" in refused.err) == (2, True)
+    assert site.pins() == []
+    site.up(iface="single")
+    site.down()
 
 
 def test_an_interface_named_twice_is_attached_to_once(site: Site) -> None:
