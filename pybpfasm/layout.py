@@ -123,6 +123,8 @@ class Field:
         return (self.offset + self.size) * 8
 
     def __repr__(self) -> str:
+        if not self.name:
+            return f"<{self.c_type}>"
         return f"<{self.c_type} {self.owner}.{self.name} at {self.offset}>"
 
 
@@ -368,6 +370,9 @@ class ArrayView:
 
     def __setitem__(self, index: int, value: StoreValue) -> None:
         self[index].store(value)
+
+    def __repr__(self) -> str:
+        return f"<{self._field.owner}.{self._field.name} at {self._address}>"
 
     def __len__(self) -> int:
         return self._field.count

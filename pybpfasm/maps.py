@@ -50,7 +50,7 @@ def _size(member: MapMember) -> int:
     return member.sizeof
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class MapSpec:
     """A map that a program names; the loader creates it, or takes over one that is pinned.
 
@@ -99,6 +99,10 @@ class MapSpec:
                 raise LayoutError(
                     f"map {self.name}: {len(self.contents)} bytes of contents, a value of {self.value_size}"
                 )
+
+    def __repr__(self) -> str:
+        sizes = f"key {self.key_size}, value {self.value_size} bytes, {self.max_entries} entries"
+        return f"<{type(self).__name__} {self.name} {self.type.name}, {sizes}>"
 
     @property
     def key_size(self) -> int:

@@ -12,6 +12,8 @@ The function's further parameters are settings that become constants in the inst
 
 from __future__ import annotations
 
+import bisect
+import copy
 import gc
 import re
 import sys
@@ -194,7 +196,7 @@ class ProgramSpec:
         return list(accumulate(slots, initial=0))[:-1]
 
     def __repr__(self) -> str:
-        return f"<ProgramSpec {self.name} {self.type.name} {self.slots} slots>"
+        return f"<{type(self).__name__} {self.name} {self.type.name} {self.slots} slots>"
 
     @property
     def requirement(self) -> Requirement:
@@ -256,8 +258,6 @@ class ProgramSpec:
         """
         if not self.unresolved:
             return self
-        import copy
-
         from pybpfasm.core import CoreResolver
 
         resolver = target if isinstance(target, CoreResolver) else CoreResolver(target)
@@ -270,8 +270,6 @@ class ProgramSpec:
     def location(self, slot: int) -> SourceLocation | None:
         """The Python line that wrote the instruction at 8-byte *slot*, ``None`` outside the program and where
         no line is known."""
-        import bisect
-
         index = bisect.bisect_right(self._starts, slot) - 1
         if index < 0 or slot >= self.slots:
             return None
@@ -511,24 +509,18 @@ class Template(Generic[P]):
         self.attach_to = attach_to
         self.__doc__ = function.__doc__
 
+    def __repr__(self) -> str:
+        return f"<Template {self.name} {self.type.name}>"
+
     def for_target(self, target: str | Target | None) -> Template[P]:
         """The same program for another *target*: an ISA level (``"v1"`` to ``"v5"``), a Linux release
         (``"5.15"``), or ``None`` for whatever has all instructions.
 
         Raises `AsmError` for a target that does not exist.
         """
-        return Template(
-            self._function,
-            self.type,
-            self.attach_type,
-            self.context,
-            self.name,
-            self.license,
-            self.prog_flags,
-            self._check,
-            _target(target),
-            self.attach_to,
-        )
+        made = copy.copy(self)
+        made.target = _target(target)
+        return made
 
     def build(self, *args: P.args, **kwargs: P.kwargs) -> ProgramSpec:
         """Assemble the program.
@@ -605,6 +597,9 @@ class Kind(Generic[C]):
         self.context = context
         self.attach_types = attach_types
 
+    def __repr__(self) -> str:
+        return f"<Kind {self.type.name}, on {self.context.__name__}>"
+
     def __call__(
         self,
         attach_type: AttachType | None = None,
@@ -632,42 +627,11 @@ class Kind(Generic[C]):
         Raises `AsmError` for an attach type or *attach_to* that does not go with the program type, and a
         target that does not exist.
         """
-        if callable(attach_type):
-            raise AsmError(
-                f"write the decorator with parentheses: @{self.type.name.lower()}()",
-                resolve(capture(None, 2)),
-            )
         if attach_type is None and len(self.attach_types) == 1:
             attach_type = self.attach_types[0]
-        allowed = ", ".join(a.name for a in self.attach_types)
-        if attach_type is None and self.type in _WANTS_ATTACH_TYPE:
-            raise AsmError(
-                f"{self.type.name} programs need an attach type" + (f": {allowed}" if allowed else ""),
-                resolve(capture(None, 2)),
-            )
-        if attach_type is not None and not isinstance(attach_type, AttachType):
-            raise AsmError(f"an attach type is an AttachType, not {attach_type!r}", resolve(capture(None, 2)))
-        if attach_type is not None and self.attach_types and attach_type not in self.attach_types:
-            raise AsmError(
-                f"{self.type.name} programs attach as {allowed}, not as {attach_type.name}",
-                resolve(capture(None, 2)),
-            )
-
-        if attach_to is None and self.type in _LOADED_FOR:
-            raise AsmError(
-                f'{self.type.name} programs are loaded for one function: give attach_to="…"',
-                resolve(capture(None, 2)),
-            )
-        if attach_to is not None and self.type not in _ATTACHED_BY_NAME:
-            raise AsmError(
-                f"{self.type.name} programs are attached by their loader: leave attach_to out",
-                resolve(capture(None, 2)),
-            )
-        if attach_to is not None and not (isinstance(attach_to, str) and _TARGET.fullmatch(attach_to)):
-            raise AsmError(
-                f"attach_to names a function, a tracepoint or a hook of the kernel, not {attach_to!r}",
-                resolve(capture(None, 2)),
-            )
+        mistake = self._mistake(attach_type, attach_to)
+        if mistake:
+            raise AsmError(mistake, resolve(capture(None, 2)))
         chosen = _target(target)
 
         def wrap(function: Callable[Concatenate[Asm, C, P], None]) -> Template[P]:
@@ -692,6 +656,26 @@ class Kind(Generic[C]):
             )
 
         return wrap
+
+    def _mistake(self, attach_type: object, attach_to: object) -> str:
+        """What does not go with the program type, in words; ``""`` where nothing is wrong."""
+        name = self.type.name
+        allowed = ", ".join(a.name for a in self.attach_types)
+        if callable(attach_type):
+            return f"write the decorator with parentheses: @{name.lower()}()"
+        if attach_type is None and self.type in _WANTS_ATTACH_TYPE:
+            return f"{name} programs need an attach type" + (f": {allowed}" if allowed else "")
+        if attach_type is not None and not isinstance(attach_type, AttachType):
+            return f"an attach type is an AttachType, not {attach_type!r}"
+        if attach_type is not None and self.attach_types and attach_type not in self.attach_types:
+            return f"{name} programs attach as {allowed}, not as {attach_type.name}"
+        if attach_to is None and self.type in _LOADED_FOR:
+            return f'{name} programs are loaded for one function: give attach_to="…"'
+        if attach_to is not None and self.type not in _ATTACHED_BY_NAME:
+            return f"{name} programs are attached by their loader: leave attach_to out"
+        if attach_to is not None and not (isinstance(attach_to, str) and _TARGET.fullmatch(attach_to)):
+            return f"attach_to names a function, a tracepoint or a hook of the kernel, not {attach_to!r}"
+        return ""
 
 
 sched_cls: Final = Kind(ProgType.SCHED_CLS, SkBuff, (AttachType.TCX_INGRESS, AttachType.TCX_EGRESS))

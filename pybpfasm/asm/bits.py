@@ -45,6 +45,9 @@ class Bits(NoOperand):
         if self._swaps:  # as it is in a register, before the bytes are swapped
             self.mask = int.from_bytes(self.mask.to_bytes(size, "little"), "big")
 
+    def __repr__(self) -> str:
+        return f"<{self._what}, {self.field.width} bits in {self.unit}>"
+
     @property
     def _what(self) -> str:
         return f"{self.field.owner}.{self.field.name}"

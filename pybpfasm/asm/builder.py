@@ -250,6 +250,9 @@ class Asm:
         self._code: CodeType | None = None
         self._caller: Origin | None = None
 
+    def __repr__(self) -> str:
+        return f"<Asm {self.name}, {self.slots} slots>"
+
     if not TYPE_CHECKING:  # a type checker would take every name for an attribute
 
         def __getattr__(self, name: str) -> Any:

@@ -50,6 +50,11 @@ class Condition:
         self.origin = asm._capture(3)
         asm._loose[id(self)] = self
 
+    def __repr__(self) -> str:
+        if self.join:
+            return f"<{self.left} {self.join} {self.right}>"
+        return f"<{'no ' if self.jump is None else ''}{(self.jump or Jump.JSET).name} {self.lhs}, {self.rhs}>"
+
     def __and__(self, other: Condition) -> Condition:
         return self._combine("and", other)
 

@@ -32,6 +32,10 @@ class Imm:
         self.bits = bits
         self.order = order
 
+    def __repr__(self) -> str:
+        order = {"host": "imm", "big": "be", "little": "le"}[self.order]
+        return f"{order}{self.bits}({self.value:#x})"
+
     def resolve(self, byteorder: ByteOrder) -> int:
         """The unsigned number whose bytes in memory, on a *byteorder* machine, are the constant's."""
         if self.order == "host" or self.order == byteorder:
@@ -165,6 +169,10 @@ class Mem(NoOperand):
         if field is None or not field.name:
             return ""
         return f"{field.owner}.{field.name}" + ("" if self.index is None else f"[{self.index}]")
+
+    def __repr__(self) -> str:
+        kind = f"{'s' if self.is_signed else 'u'}{self.size * 8}"
+        return f"<{self.name}{' at ' if self.name else ''}*({kind} *)(r{self.base} {self.offset:+d})>"
 
     @property
     def signed(self) -> Mem:

@@ -46,6 +46,9 @@ class BtfBuilder:
         self._ids: dict[tuple[tuple[int, ...], tuple[int, ...]], int] = {}
         self._records: list[tuple[tuple[int, ...], tuple[int, ...]]] = []
 
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {len(self)} types, {self.byteorder}-endian>"
+
     def __len__(self) -> int:
         """The number of types, without ``void``."""
         return len(self._records)

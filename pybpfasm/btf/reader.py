@@ -286,6 +286,9 @@ class Btf:
         """The BTF in *data*; raises `BtfError` that names the offending byte."""
         return cls(data, base)
 
+    def __repr__(self) -> str:
+        return f"<Btf {len(self._at)} types, {self.byteorder}-endian>"
+
     def _index(self, words: array[int]) -> array[int]:
         """Where each type starts, as an index into *words*."""
         fixed, per_element, kinds = FIXED_WORDS, ELEMENT_WORDS, KIND_COUNT

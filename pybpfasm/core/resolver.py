@@ -61,6 +61,9 @@ class CoreResolver:
         self.symbols = symbols
         self._candidates: dict[tuple[str, Kind], list[tuple[Btf, int]]] = {}
 
+    def __repr__(self) -> str:
+        return f"<CoreResolver for {self.target}>"
+
     def value(self, relocation: CoreRelocation) -> int | None:
         """The number asked for, or ``None`` where the target does not have the type, field or enumerator.
 

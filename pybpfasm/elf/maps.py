@@ -22,7 +22,7 @@ from pybpfasm.maps import WITHOUT_BTF, MapSpec
 __all__ = ["Maps", "ObjectMap", "kernel_name"]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class ObjectMap(MapSpec):
     """A map that an object defines, or one of its data sections.
 

@@ -138,7 +138,7 @@ def _not_python() -> None:
     """What stands for the Python function of a function that has none."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ObjectFile:
     """An object that was read.
 
@@ -155,6 +155,9 @@ class ObjectFile:
     btf: Btf | None
     notes: tuple[str, ...] = ()
     subprograms: Mapping[str, ObjectFunction] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        return f"<ObjectFile programs {', '.join(self.programs)}; maps {', '.join(self.maps)}>"
 
     def function(self, name: str) -> ObjectFunction:
         """The function of this name in ``.text``, for ``b.call(…)``; raises `ElfError` without one."""

@@ -216,6 +216,9 @@ class Emulator:
         data = skb.data[offset : offset + size]
         return int.from_bytes(data, "big") if len(data) == size else None
 
+    def __repr__(self) -> str:
+        return f"<Emulator at {self.now} ns, maps {', '.join(self.maps)}>"
+
     # Time.
     def advance(self, nanoseconds: int = 0, *, seconds: float = 0) -> int:
         """Let time pass, and the timers fire that come due, in their order; returns how many did.
