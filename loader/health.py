@@ -140,6 +140,17 @@ def _envoy(status: Mapping[str, Any]) -> Iterator[Remark]:
             "addresses are refused",
             "let its listener bind 0.0.0.0 or ::",
         )
+    elif (
+        envoy["listening"]
+        and status["application"]["ipv6"]
+        and not any(ip_address(one).version == 6 for one in envoy["addresses"])
+    ):
+        yield Remark(
+            Verdict.NOTE,
+            f"Envoy listens on IPv4 only, the application on IPv6 too: such connections to {ports} are "
+            "refused",
+            "let its listener bind ::, as envoy/original-dst-dual.yaml does",
+        )
 
 
 def _interfaces(status: Mapping[str, Any]) -> Iterator[Remark]:

@@ -246,6 +246,14 @@ def envoy_warning(settings: Settings) -> str:
             f"on TCP port {port}, Envoy's, only {addresses} is listened on: connections to {settings.ports} "
             "at other addresses will be refused; let the listener bind 0.0.0.0 or ::"
         )
+    application = (one for one in listeners() if one.port in settings.ports)
+    if not any(one.address.version == 6 for one in found) and any(
+        one.address.version == 6 for one in application
+    ):
+        return (
+            f"on TCP port {port}, Envoy's, only IPv4 is listened on, by the application IPv6 too: such "
+            f"connections to {settings.ports} will be refused; let the listener bind ::"
+        )
     return ""
 
 

@@ -48,7 +48,8 @@ def run(
 
     ``config`` is the name of one of our Envoy files, or the path of another one, which is taken as it is.
     ``arguments`` go to Envoy. If this process is killed, a child of it takes the proxy down. Returns Envoy's
-    own exit status; 128 and the number of a signal. Raises :class:`~loader.errors.LoaderError`.
+    own exit status; 128 and the number of a signal that has ended it, or this. Raises
+    :class:`~loader.errors.LoaderError`.
     """
     if (there := open_instance(request.name, request.bpffs)) is not None:
         there.close()
@@ -111,6 +112,9 @@ def run(
                 f"(process {process.pid}, port {settings.envoy_port}); Ctrl-C ends both"
             )
             status = process.wait()
+            if status < 0:
+                say(f"Envoy was ended by {signal.Signals(-status).name}; the proxy goes down")
+                return 128 - status
             say(f"Envoy has ended with status {status}; the proxy goes down")
         except _Ended as end:
             for number in signals:

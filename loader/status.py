@@ -153,11 +153,15 @@ def _envoy(port: int, netns: NetNs | None) -> dict[str, Any]:
 
 
 def _application(ports: Ports, netns: NetNs | None) -> dict[str, Any]:
-    """On which intercepted ports somebody listens; None where that cannot be known."""
+    """On which intercepted ports somebody listens, and whether over IPv6; None where that cannot be known."""
     if netns is None:
-        return {"listening": None}
+        return {"listening": None, "ipv6": None}
     with netns.entered():
-        return {"listening": sorted({one.port for one in listeners() if one.port in ports})}
+        found = [one for one in listeners() if one.port in ports]
+    return {
+        "listening": sorted({one.port for one in found}),
+        "ipv6": any(one.address.version == 6 for one in found),
+    }
 
 
 def hook_place(hook: Mapping[str, Any]) -> str:
@@ -172,6 +176,15 @@ def where(hook: Hook) -> str:
     if hook.interface is not None:
         return hook.interface.name
     return hook.map or hook.target.value if hook.target is Target.MAP else hook.target.value
+
+
+def _taken(status: Mapping[str, Any]) -> str:
+    """How many connections have gone to Envoy: none is what one sees at the wrong interface."""
+    taken = status["counters"]["ingress"]["new_flows"]
+    if not taken:
+        return "  no connection has been taken to Envoy yet"
+    known = next((one["entries"] for one in status["maps"] if one["map"] == "flows"), 0)
+    return f"  {taken:,} connection(s) have been taken to Envoy, {known:,} are known now"
 
 
 _COLORS: Final = {Verdict.GOOD: "green", Verdict.NOTE: "yellow", Verdict.BAD: "red"}
@@ -205,12 +218,16 @@ def render(status: Mapping[str, Any], console: Console | None = None) -> None:
             f"{settings['envoy_port']}, mark {settings['mark']}, "
             f"{'accelerated' if settings['accelerate'] else 'not accelerated'}",
             markup=False,
+            soft_wrap=True,
         )
         netns = f", network namespace {settings['netns']}" if settings["netns"] else ""
-        out.print(f"cgroup {settings['cgroup']}{netns}, pinned at {status['path']}", markup=False)
+        where = f"cgroup {settings['cgroup']}{netns}, pinned at {status['path']}"
+        out.print(where, markup=False, soft_wrap=True)
     if envoy and envoy["listening"]:
         addresses = " and ".join(envoy["addresses"])
         out.print(f"{_sign(Verdict.GOOD)} Envoy's port {envoy['port']} is listened on, at {addresses}")
+    if settings:
+        out.print(_taken(status), markup=False)
     for remark in status["remarks"]:
         out.print(f"{_sign(Verdict(remark['verdict']))} ", end="")
         out.print(remark["found"], markup=False, soft_wrap=True)

@@ -299,6 +299,11 @@ def test_nobody_listens(site: Site) -> None:
         assert site.up("--no-accelerate", "--envoy-port", "8099").err == ""
     with socket.create_server(("127.0.0.1", 8099)):
         assert "only 127.0.0.1 is listened on" in site.up("--envoy-port", "8099").err
+    with socket.create_server(("", 8099)), socket.create_server(("::", 8000), family=socket.AF_INET6):
+        assert "only IPv4 is listened on, by the application IPv6 too" in site.up("--envoy-port", "8099").err
+        assert any("the application on IPv6 too" in one["found"] for one in site.status()["remarks"])
+        with socket.create_server(("::", 8099), family=socket.AF_INET6):
+            assert site.up("--envoy-port", "8099").err == ""
 
 
 @sched_cls(AttachType.TCX_INGRESS, name="pba_ingress")
@@ -515,6 +520,7 @@ def test_status_for_people(site: Site) -> None:
     assert outcome.status == 0
     assert outcome.out.startswith("✓ default is as it should be\n")
     assert "listened on, at 0.0.0.0\n" in outcome.out
+    assert "\n  no connection has been taken to Envoy yet\n" in outcome.out
     outcome = site.run("status")
     for words in ("ports 8000 on lo", "nothing listens on Envoy's port 8080", "pba_ingress", "sockhash"):
         assert words in outcome.out
@@ -543,6 +549,7 @@ def test_status_says_what_keeps_connections_away(site: Site) -> None:
         assert remarks() == {"interface eth7 is down: no client comes in there": "note"}
         # Envoy without its mark: what it connects to would come back to it.
         with socket.create_connection(("127.0.0.1", 8000)):
+            assert "\n  1 connection(s) have been taken to Envoy, 1 are known now\n" in site.run("status").out
             assert any("no connection with mark 4242 has been seen on lo" in found for found in remarks())
         with socket.socket() as marked:
             marked.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, 4242)
@@ -647,6 +654,16 @@ def test_run_starts_envoy_and_ends_with_it(site: Site) -> None:
     assert site.pins() == []
 
 
+def run_with(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *argv: str) -> Outcome:
+    """What `run` does with another program in Envoy's place."""
+    monkeypatch.setattr(run, "_wait", lambda *arguments: None)
+    monkeypatch.setattr(envoy, "validate", lambda *arguments: None)
+    monkeypatch.setattr(run, "spawn", lambda command, place, **streams: process.spawn(argv, place))
+    config = tmp_path / "envoy.yaml"
+    config.write_text("")
+    return site.run("run", *UP[1:], "--cgroup", str(site.cgroup.path), "--config", str(config))
+
+
 def test_a_signal_while_run_brings_the_proxy_up_ends_it(
     site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -658,15 +675,21 @@ def test_a_signal_while_run_brings_the_proxy_up_ends_it(
         return publish(staging, replace=replace)
 
     monkeypatch.setattr(bpffs.Staging, "publish", late)
-    monkeypatch.setattr(run, "_wait", lambda *arguments: None)
-    monkeypatch.setattr(envoy, "validate", lambda *arguments: None)
-    monkeypatch.setattr(
-        run, "spawn", lambda argv, place, **streams: process.spawn(["sleep", str(5 * PATIENCE)], place)
-    )
-    config = tmp_path / "envoy.yaml"
-    config.write_text("")
-    outcome = site.run("run", *UP[1:], "--cgroup", str(site.cgroup.path), "--config", str(config))
+    outcome = run_with(site, tmp_path, monkeypatch, "sleep", str(5 * PATIENCE))
     assert outcome.status == 128 + signal.SIGTERM, outcome.err
+    assert site.pins() == []
+
+
+@pytest.mark.parametrize(
+    ("end", "status", "says"),
+    [("kill -9 $$", 137, "Envoy was ended by SIGKILL; "), ("exit 3", 3, "Envoy has ended with status 3; ")],
+)
+def test_how_envoy_ended_is_how_run_ends(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: str, status: int, says: str
+) -> None:
+    outcome = run_with(site, tmp_path, monkeypatch, "sh", "-c", end)
+    assert outcome.status == status, outcome.err
+    assert f"{says}the proxy goes down" in outcome.err
     assert site.pins() == []
 
 

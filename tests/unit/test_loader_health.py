@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import re
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -39,7 +41,7 @@ def facts(**counters: int) -> dict[str, Any]:
         ],
         "counters": found,
         "envoy": {"port": 8080, "listening": True, "addresses": ["0.0.0.0", "::"]},
-        "application": {"listening": [8000]},
+        "application": {"listening": [8000], "ipv6": False},
         "drift": [],
     }
 
@@ -84,6 +86,25 @@ def test_envoy_without_its_mark_on_lo() -> None:
     assert examine(status) == []
 
 
+@pytest.mark.parametrize(
+    ("addresses", "ipv6", "says"),
+    [
+        (["0.0.0.0"], False, ""),
+        (["0.0.0.0"], True, "Envoy listens on IPv4 only, the application on IPv6 too"),
+        (["0.0.0.0", "::"], True, ""),
+        (["::"], True, ""),
+        (["127.0.0.1", "fd00::1"], True, "Envoy listens on 127.0.0.1, fd00::1 only"),
+    ],
+)
+def test_where_envoy_listens(addresses: list[str], ipv6: bool, says: str) -> None:
+    status = facts()
+    status["envoy"]["addresses"] = addresses
+    status["application"]["ipv6"] = ipv6
+    found = [one.found for one in examine(status)]
+    assert len(found) == bool(says)
+    assert all(says in one for one in found)
+
+
 def test_every_dropped_packet_has_its_word() -> None:
     counters = Rewrite().counters({})
     dropped = {
@@ -95,6 +116,15 @@ def test_every_dropped_packet_has_its_word() -> None:
         assert f"({hook}.{name})" in remark.found
         assert "7" in remark.found
         assert "{" not in remark.found + remark.advice
+
+
+def test_the_page_names_every_counter() -> None:
+    """And no other."""
+    page = (Path(__file__).resolve().parents[2] / "docs/status.md").read_text(encoding="utf-8")
+    named = re.findall(r"`(\w+\.\w+)`", page.partition("## Counters")[2])
+    assert sorted(named) == sorted(
+        f"{hook}.{name}" for hook, counters in Rewrite().counters({}).items() for name in counters
+    )
 
 
 def test_the_worst_comes_first() -> None:
@@ -109,7 +139,7 @@ def test_what_cannot_be_known_is_not_asserted() -> None:
     """The namespace of the interfaces is hidden, and who listens there with it."""
     status = facts()
     status["envoy"] = {"port": 8080, "listening": None, "addresses": []}
-    status["application"] = {"listening": None}
+    status["application"] = {"listening": None, "ipv6": None}
     status["drift"] = ["the network namespace of its interfaces is gone, or hidden from this process"]
     assert [one.found for one in examine(status)] == status["drift"]
 
