@@ -195,6 +195,11 @@ class ProgramSpec:
         slots = (2 if insn.opcode == isa.LD_IMM64 else 1 for insn in self.instructions)
         return list(accumulate(slots, initial=0))[:-1]
 
+    @cached_property
+    def _ordered(self) -> list[Function]:
+        """The functions by their places."""
+        return sorted(self.functions, key=lambda function: function.slot)
+
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.name} {self.type.name} {self.slots} slots>"
 
@@ -278,7 +283,7 @@ class ProgramSpec:
 
     def function_at(self, slot: int) -> Function:
         """The function that the instruction at *slot* belongs to."""
-        return next(f for f in reversed(self.functions) if f.slot <= slot)
+        return self._ordered[bisect.bisect_right(self._ordered, slot, key=lambda f: f.slot) - 1]
 
     def listing(self, *, lines: bool = True) -> str:
         """The program as the kernel prints it, below the Python lines that wrote it (unless ``lines`` is

@@ -243,7 +243,7 @@ class Asm:
         self._depth = 0
         self._terminated = False
         self._stack = 0
-        self._calls: list[Subprogram] = []
+        self._calls: dict[Subprogram, None] = {}  # in the order of the first calls
         self._verdicts: type[IntEnum] | None = None  # of the program that this is the main function of
         # The frame that wrote last, its code, and where it was called.
         self._writer: FrameType | None = None
@@ -385,8 +385,7 @@ class Asm:
         from pybpfasm.program import Subprogram
 
         if isinstance(what, Subprogram):
-            if what not in self._calls:
-                self._calls.append(what)
+            self._calls[what] = None
             self._emit(isa.OP_CALL, 0, CallKind.LOCAL, 0, -1, reference=what)
         elif isinstance(what, int):
             if not 0 <= what <= S32_MAX:
@@ -640,8 +639,7 @@ class Asm:
             elif isinstance(value, MapValue):
                 self._emit(isa.LD_IMM64, dst, Imm64.MAP_VALUE, imm_high=value.offset, reference=value.map)
             else:
-                if value not in self._calls:
-                    self._calls.append(value)
+                self._calls[value] = None
                 self._emit(isa.LD_IMM64, dst, Imm64.FUNC, imm=-1, reference=value)
         elif isinstance(value, Address):
             raise self._error(

@@ -121,8 +121,7 @@ class ObjectFunction(Subprogram):
                 b._wides.append(index)
             if isinstance(reference, Code):
                 callee = self._object.function(reference)
-                if callee not in b._calls:
-                    b._calls.append(callee)
+                b._calls[callee] = None
                 insn = replace(insn, src=Imm64.FUNC if insn.wide else insn.src, imm=-1, reference=callee)
             elif reference is not None:
                 insn = with_reference(insn, reference)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import bisect
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -25,6 +26,7 @@ from pybpfasm.btf import (
     unpack_line_info,
 )
 from pybpfasm.core import CoreKind, CoreRelocation
+from pybpfasm.elf.debug import within
 from pybpfasm.elf.file import ElfFile, FileSection, FileSymbol
 from pybpfasm.elf.format import (
     R_BPF_64_32,
@@ -121,7 +123,8 @@ class _Writer:
         self.file = ElfFile(self.byteorder)
         self.code: dict[str, list[bytes]] = {}
         self.slots: dict[str, int] = {}
-        self.shared: dict[object, int] = {}  # functions in .text by what they are
+        self.identities: dict[tuple[object, ...], int] = {}  # what functions are, by number
+        self.shared: dict[int, int] = {}  # functions in .text by that number
         self.external_maps = external_maps
         self.exported: set[str] = set()  # names of functions that others may call
         self.prototypes: dict[str, int] = {}  # of those that have a declaration
@@ -290,6 +293,7 @@ class _Writer:
         debug = _Debug(self, program, btf_data) if btf_data else None
         # Where each function goes: the main one behind those of its section, others into .text, where one
         # that is there already serves again.
+        identities = self._identities(functions, pieces, debug)
         bodies: list[_Body] = []
         new: list[bool] = []
         for index, function in enumerate(functions):
@@ -299,13 +303,12 @@ class _Writer:
                 new.append(False)
                 continue
             if index:
-                key = self._identity(functions, index, pieces, debug, set())
-                known = self.shared.get(key)
+                known = self.shared.get(identities[index])
                 bodies.append(_Body(section, self.slots[section] if known is None else known))
                 new.append(known is None)
                 if known is not None:
                     continue
-                self.shared[key] = self.slots[section]
+                self.shared[identities[index]] = self.slots[section]
             else:
                 bodies.append(_Body(section, self.slots[section]))
                 new.append(True)
@@ -340,31 +343,35 @@ class _Writer:
             STV_HIDDEN if exported and hidden else STV_DEFAULT,
         )
 
-    def _identity(
-        self,
-        functions: list[Function],
-        index: int,
-        pieces: list[list[Instruction]],
-        debug: _Debug | None,
-        seen: set[int],
-    ) -> tuple[object, ...]:
-        """What tells a function from others of its name: instructions, lines, and the functions it calls."""
-        seen.add(index)
-        slot = functions[index].slot
-        out: list[object] = [functions[index].name, None if debug is None else debug.signature(index)]
-        for insn in pieces[index]:
-            target = _target(insn, slot)
-            if target is None:
+    def _identities(
+        self, functions: list[Function], pieces: list[list[Instruction]], debug: _Debug | None
+    ) -> list[int]:
+        """A number for each function, the same for functions of all programs that are alike: in name, lines,
+        instructions, and the functions that they call."""
+        places = {function.slot: index for index, function in enumerate(functions)}
+        calls: list[list[int | None]] = []  # for each function, what each of its instructions leads to
+        for function, piece in zip(functions, pieces, strict=True):
+            slot = function.slot
+            calls.append([])
+            for insn in piece:
+                target = _target(insn, slot)
+                calls[-1].append(None if target is None else places.get(target, -1))
+                slot += insn.slots
+        numbers = [-1] * len(functions)
+        for index in _callees_first(calls):
+            out: list[object] = [functions[index].name, None if debug is None else debug.signature(index)]
+            for insn, callee in zip(pieces[index], calls[index], strict=True):
+                if callee is not None:
+                    known: object = None if callee < 0 else numbers[callee]
+                    if known == -1:  # in a circle, of which there is no first one
+                        known = functions[callee].name
+                    out.append((insn.opcode, insn.dst, insn.src, known))
+                    continue
                 known_by = (MapSpec, CoreRelocation, Extern)
                 reference = insn.reference if isinstance(insn.reference, known_by) else None
                 out.append((insn.opcode, insn.dst, insn.src, insn.offset, insn.imm, insn.imm_high, reference))
-            else:
-                callee = next(i for i, f in enumerate(functions) if f.slot == target)
-                known = ("again", functions[callee].name) if callee in seen else None
-                out.append((insn.opcode, insn.dst, insn.src))
-                out.append(known or self._identity(functions, callee, pieces, debug, seen))
-            slot += insn.slots
-        return tuple(out)
+            numbers[index] = self.identities.setdefault(tuple(out), len(self.identities))
+        return numbers
 
     def _emit(
         self,
@@ -390,12 +397,13 @@ class _Writer:
                     raise ElfError(
                         f"program {program.name} calls itself in slot {slot}, which no kernel takes"
                     )
-                if target not in starts[:-1]:
+                callee = bisect.bisect_left(starts, target)
+                if target >= program.slots or starts[callee] != target:
                     raise ElfError(
                         f"program {program.name}: the instruction in slot {slot} refers to slot {target}, "
                         "where no function begins"
                     )
-                place = bodies[starts.index(target)].offset
+                place = bodies[callee].offset
                 section.relocations.append((at, "section .text", R_BPF_64_64 if insn.wide else R_BPF_64_32))
                 if insn.wide:
                     insn = Instruction(insn.opcode, insn.dst, 0, 0, place * SLOT_SIZE)
@@ -687,30 +695,53 @@ class _Debug:
     def signature(self, index: int) -> tuple[object, ...]:
         """The type and the lines of function number *index*."""
         start, stop = self.starts[index], self.starts[index + 1]
-        types = [self.ids[record.type_id] for record in self.functions if record.insn_off == start]
+        types = [self.ids[record.type_id] for record in within(self.functions, start, start + 1)]
         lines = [
             (record.insn_off - start, file, text, record.line, record.col)
-            for record, file, text in self.texts
-            if start <= record.insn_off < stop
+            for record, file, text in self._lines_of(start, stop)
         ]
         return (*types, *lines)
+
+    def _lines_of(self, start: int, stop: int) -> list[tuple[LineInfo, str, str]]:
+        """The lines of the slots from *start* to *stop*, with their texts."""
+        first, last = (
+            bisect.bisect_left(self.texts, at, key=lambda one: one[0].insn_off) for at in (start, stop)
+        )
+        return self.texts[first:last]
 
     def place(self, start: int, stop: int, body: _Body) -> None:
         """Add the records of the function in the slots from *start* to *stop*, which goes to *body*."""
         ext, string = self.writer.ext, self.writer.types.string
         shift = body.offset - start
-        for record in self.functions:
-            if start <= record.insn_off < stop:
-                ext.func_info.setdefault(body.section, []).append(
-                    FuncInfo((record.insn_off + shift) * SLOT_SIZE, self.ids[record.type_id])
-                )
-        for line, file, text in self.texts:
-            if start <= line.insn_off < stop:
-                ext.line_info.setdefault(body.section, []).append(
-                    LineInfo(
-                        (line.insn_off + shift) * SLOT_SIZE, string(file), string(text), line.line, line.col
-                    )
-                )
+        ext.func_info.setdefault(body.section, []).extend(
+            FuncInfo((record.insn_off + shift) * SLOT_SIZE, self.ids[record.type_id])
+            for record in within(self.functions, start, stop)
+        )
+        ext.line_info.setdefault(body.section, []).extend(
+            LineInfo((line.insn_off + shift) * SLOT_SIZE, string(file), string(text), line.line, line.col)
+            for line, file, text in self._lines_of(start, stop)
+        )
+
+
+def _callees_first(calls: list[list[int | None]]) -> list[int]:
+    """The functions, each behind those that it calls, as far as none of these leads back to it."""
+    order: list[int] = []
+    seen: set[int] = set()
+    for root in range(len(calls)):
+        waiting = [(root, iter(calls[root]))] if root not in seen else []
+        seen.add(root)
+        while waiting:
+            index, following = waiting[-1]
+            callee = next(
+                (one for one in following if one is not None and one >= 0 and one not in seen), None
+            )
+            if callee is None:
+                order.append(index)
+                waiting.pop()
+            else:
+                seen.add(callee)
+                waiting.append((callee, iter(calls[callee])))
+    return order
 
 
 def _target(insn: Instruction, slot: int) -> int | None:

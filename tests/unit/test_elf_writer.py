@@ -466,6 +466,42 @@ def test_every_kind_of_program_of_the_dsl_has_a_section() -> None:
     assert section_of(ProgType.CGROUP_SOCK_ADDR, AttachType.CGROUP_INET4_BIND) == "cgroup/bind4"
 
 
+def _chain(length: int, end: int) -> Subprogram | None:
+    """A function that calls one, that calls one, …; the last returns *end*."""
+    callee: Subprogram | None = None
+    for number in range(length):
+
+        def link(b: Asm, callee: Subprogram | None = callee) -> None:
+            if callee is None:
+                b.ret(end)
+            else:
+                b.call(callee)
+                b.exit()
+
+        link.__name__ = f"link{number}"
+        callee = subprogram()(link)
+    return callee
+
+
+def test_functions_that_call_functions_are_shared_where_all_of_them_are_alike() -> None:
+    """However deep: the time is in proportion, and nothing recurses."""
+
+    def program(name: str, first: Subprogram | None) -> ProgramSpec:
+        @xdp(name=name)
+        def start(b: Asm, ctx: XdpMd) -> None:
+            assert first is not None
+            b.call(first)
+            b.exit()
+
+        return start.build()
+
+    deep, other = _chain(2000, 1), _chain(2000, 2)
+    for second, functions in ((deep, 2000), (other, 4000)):
+        written = read_object(write_object([program("one", deep), program("two", second)]))
+        assert len(written.functions) == functions
+        assert len(written.programs["two"].functions) == 2001
+
+
 def test_mistakes_are_refused_with_the_reason() -> None:
     one = ingress.build()
     with pytest.raises(ElfError, match="two programs are named 'ingress'"):
@@ -492,6 +528,20 @@ def test_mistakes_are_refused_with_the_reason() -> None:
     )
     with pytest.raises(ElfError, match="recursive calls itself in slot 0"):
         write_object([recursive])
+    for distance in (1, 7, -5):
+        lost = ProgramSpec(
+            "lost",
+            ProgType.XDP,
+            None,
+            "Dual BSD/GPL",
+            (Instruction(0x85, 0, 1, 0, distance), Instruction(0x95)),
+            (Function("lost", 0, (), None, {}),),
+            "little",
+        )
+        with pytest.raises(
+            ElfError, match=rf"slot 0 refers to slot {distance + 1}, where no function begins"
+        ):
+            write_object([lost])
     plain = MapSpec("plain", MapType.ARRAY, U32(), U64(), 1)
 
     @sched_cls()
