@@ -45,16 +45,14 @@ def _jump_if(asm: Asm, condition: Condition, jump: Jump, label: Label, origin: O
 
 def branch_true(asm: Asm, condition: Condition, label: Label, origin: Origin) -> None:
     """Jump to *label* where *condition* holds, else go on."""
-    left, right = condition.left, condition.right
     if condition.join == "or":
-        assert left is not None and right is not None
-        branch_true(asm, left, label, origin)
-        branch_true(asm, right, label, origin)
+        for part in condition.parts:
+            branch_true(asm, part, label, origin)
     elif condition.join == "and":
-        assert left is not None and right is not None
         skip = Label("skip")
-        branch_false(asm, left, skip, origin)
-        branch_true(asm, right, label, origin)
+        for part in condition.parts[:-1]:
+            branch_false(asm, part, skip, origin)
+        branch_true(asm, condition.parts[-1], label, origin)
         asm._place(skip)
     elif condition.jump is None:
         skip = Label("skip")
@@ -68,16 +66,14 @@ def branch_true(asm: Asm, condition: Condition, label: Label, origin: Origin) ->
 
 def branch_false(asm: Asm, condition: Condition, label: Label, origin: Origin) -> None:
     """Go on where *condition* holds, else jump to *label*."""
-    left, right = condition.left, condition.right
     if condition.join == "and":
-        assert left is not None and right is not None
-        branch_false(asm, left, label, origin)
-        branch_false(asm, right, label, origin)
+        for part in condition.parts:
+            branch_false(asm, part, label, origin)
     elif condition.join == "or":
-        assert left is not None and right is not None
         into = Label("then")
-        branch_true(asm, left, into, origin)
-        branch_false(asm, right, label, origin)
+        for part in condition.parts[:-1]:
+            branch_true(asm, part, into, origin)
+        branch_false(asm, condition.parts[-1], label, origin)
         asm._place(into)
     elif condition.jump is None:
         _jump_if(asm, condition, Jump.JSET, label, origin)

@@ -26,9 +26,10 @@ INVERSE: Final = {
 
 
 class Condition:
-    """A comparison of a register, or several joined by ``&`` and ``|``, for `Asm.If` and `Asm.While`."""
+    """A comparison of a register, or several joined by ``&`` or by ``|`` (*parts*), for `Asm.If` and
+    `Asm.While`."""
 
-    __slots__ = ("asm", "join", "jump", "left", "lhs", "origin", "rhs", "right")
+    __slots__ = ("asm", "join", "jump", "lhs", "origin", "parts", "rhs")
 
     def __init__(
         self,
@@ -37,22 +38,20 @@ class Condition:
         lhs: Reg | None = None,
         rhs: Operand = 0,
         join: Literal["and", "or", ""] = "",
-        left: Condition | None = None,
-        right: Condition | None = None,
+        parts: tuple[Condition, ...] = (),
     ) -> None:
         self.asm = asm
         self.jump = jump
         self.lhs = lhs
         self.rhs = rhs
         self.join = join
-        self.left = left
-        self.right = right
+        self.parts = parts
         self.origin = asm._capture(3)
         asm._loose[id(self)] = self
 
     def __repr__(self) -> str:
         if self.join:
-            return f"<{self.left} {self.join} {self.right}>"
+            return f"<{f' {self.join} '.join(map(repr, self.parts))}>"
         return f"<{'no ' if self.jump is None else ''}{(self.jump or Jump.JSET).name} {self.lhs}, {self.rhs}>"
 
     def __and__(self, other: Condition) -> Condition:
@@ -69,13 +68,17 @@ class Condition:
             )
         self.asm._loose.pop(id(self), None)
         self.asm._loose.pop(id(other), None)
-        return Condition(self.asm, None, join=join, left=self, right=other)
+        # Flat where the same is joined again, so that a thousand comparisons are not a thousand levels.
+        parts = [one.parts if one.join == join else (one,) for one in (self, other)]
+        return Condition(self.asm, None, join=join, parts=parts[0] + parts[1])
 
     def __invert__(self) -> Condition:
         self.asm._loose.pop(id(self), None)
         if self.join:
-            assert self.left is not None and self.right is not None
-            return (~self.left)._combine("or" if self.join == "and" else "and", ~self.right)
+            parts = tuple(~part for part in self.parts)
+            for part in parts:
+                self.asm._loose.pop(id(part), None)
+            return Condition(self.asm, None, join="or" if self.join == "and" else "and", parts=parts)
         if self.jump is Jump.JSET:
             return Condition(self.asm, None, self.lhs, self.rhs)  # no opcode of its own: "not any bit set"
         if self.jump is None:

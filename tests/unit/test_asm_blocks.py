@@ -6,6 +6,9 @@
 
 from __future__ import annotations
 
+import functools
+import operator
+from collections.abc import Callable
 from itertools import product
 
 import pytest
@@ -117,3 +120,22 @@ def test_a_condition_compares_where_it_is_used() -> None:
 def test_mask() -> None:
     """The numbers that trees are run with include both ends of 32 and 64 bits."""
     assert {0, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, MASK} <= set(NUMBERS)
+
+
+@pytest.mark.parametrize("negated", [False, True])
+@pytest.mark.parametrize("join", [operator.or_, operator.and_])
+def test_thousands_of_comparisons_in_one_condition(
+    join: Callable[[Condition, Condition], Condition], negated: bool
+) -> None:
+    """From a loop over a table, say: no recursion, and a jump for each."""
+    b = Asm("many")
+    wanted = range(3000)
+    condition = functools.reduce(join, [b.r1 == n if join is operator.or_ else b.r1 != n for n in wanted])
+    with b.If(~condition if negated else condition):
+        b.ret(1)
+    b.ret(0)
+    body = b.finish()
+    assert len(body) <= 3000 + 4
+    for value in (0, 1, 2999, 3000):
+        found = (value in wanted) == (join is operator.or_)
+        assert run(body, (value, 0, 0, 0)) == (found != negated)
