@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final
 from pybpfasm import isa
 from pybpfasm.errors import PybpfasmError
 from pybpfasm.instruction import Instruction
-from pybpfasm.isa import CallKind, Imm64, Jump
+from pybpfasm.isa import Jump
 from pybpfasm.listing import text
 
 if TYPE_CHECKING:
@@ -94,10 +94,8 @@ def control_flow(
     names = dict(functions or {})
     names.setdefault(0, "main")
     for slot, insn in placed:
-        if (insn.opcode == isa.OP_CALL and insn.src == CallKind.LOCAL) or (
-            insn.opcode == isa.LD_IMM64 and insn.src == Imm64.FUNC
-        ):
-            target = slot + 1 + insn.imm
+        target = insn.callee(slot)
+        if target is not None:
             if target not in slots:
                 raise CfgError(
                     f"slot {slot}: {text(insn)} goes to slot {target}, where no instruction begins"

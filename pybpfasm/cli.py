@@ -300,7 +300,6 @@ def _bare(data: bytes, target: str, byteorder: ByteOrder) -> ProgramSpec:
 
 def _functions(instructions: list[Instruction], labels: dict[int, str], name: str) -> Iterator[Function]:
     """The functions of bare instructions: what is called or has its address taken begins one."""
-    from pybpfasm.isa import LD_IMM64, OP_CALL, CallKind, Imm64
     from pybpfasm.program import Function
 
     slots: list[int] = []
@@ -308,10 +307,7 @@ def _functions(instructions: list[Instruction], labels: dict[int, str], name: st
     starts = {0}
     for insn in instructions:
         slots.append(at)
-        if (insn.opcode == OP_CALL and insn.src == CallKind.LOCAL) or (
-            insn.opcode == LD_IMM64 and insn.src == Imm64.FUNC
-        ):
-            starts.add(at + 1 + insn.imm)
+        starts.add(insn.callee(at) or 0)
         at += insn.slots
     ordered = sorted(starts & set(slots))
     for start, end in zip(ordered, [*ordered[1:], at], strict=True):

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from pybpfasm.errors import DecodeError, PybpfasmError
-from pybpfasm.isa import ANY, FORMS, FRAME_POINTER, LD_IMM64, ZERO, Allowed, Form, Imm64
+from pybpfasm.isa import ANY, FORMS, FRAME_POINTER, LD_IMM64, OP_CALL, ZERO, Allowed, CallKind, Form, Imm64
 
 if TYPE_CHECKING:
     from pybpfasm.errors import SourceLocation
@@ -74,6 +74,14 @@ class Instruction:
     def imm64(self) -> int:
         """The unsigned 64-bit immediate of a ``lddw``."""
         return (self.imm & 0xFFFFFFFF) | (self.imm_high & 0xFFFFFFFF) << 32
+
+    def callee(self, slot: int) -> int | None:
+        """The slot of the function that it calls, or takes the address of, where it is in *slot* itself;
+        ``None`` for other instructions."""
+        calls = self.opcode == OP_CALL and self.src == CallKind.LOCAL
+        if calls or (self.opcode == LD_IMM64 and self.src == Imm64.FUNC):
+            return slot + 1 + self.imm
+        return None
 
     def form(self) -> Form | None:
         """The legal form that the fields have, or ``None`` when the instruction is invalid."""

@@ -354,7 +354,7 @@ class _Writer:
             slot = function.slot
             calls.append([])
             for insn in piece:
-                target = _target(insn, slot)
+                target = insn.callee(slot)
                 calls[-1].append(None if target is None else places.get(target, -1))
                 slot += insn.slots
         numbers = [-1] * len(functions)
@@ -387,7 +387,7 @@ class _Writer:
         out: list[Instruction] = []
         for insn in piece:
             at = (body.offset + slot - starts[index]) * SLOT_SIZE
-            target = _target(insn, slot)
+            target = insn.callee(slot)
             if isinstance(insn.reference, CoreRelocation):
                 insn = self._core(body.section, at, insn, insn.reference)
             elif isinstance(insn.reference, Extern):
@@ -742,15 +742,6 @@ def _callees_first(calls: list[list[int | None]]) -> list[int]:
                 seen.add(callee)
                 waiting.append((callee, iter(calls[callee])))
     return order
-
-
-def _target(insn: Instruction, slot: int) -> int | None:
-    """The slot of the function that the instruction in *slot* calls or takes the address of."""
-    if (insn.opcode == isa.OP_CALL and insn.src == CallKind.LOCAL) or (
-        insn.opcode == isa.LD_IMM64 and insn.src == Imm64.FUNC
-    ):
-        return slot + insn.imm + 1
-    return None
 
 
 def _map_name(spec: MapSpec) -> str:
