@@ -12,15 +12,18 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import pytest
 
 from loader import features
-from loader.features import Asked, Probe, Support
+from loader.features import Asked, Isa, Probe, Support
+from pybpfasm.instruction import Instruction
 from pybpfasm.kernel.enums import ProgType
+from pybpfasm.target import required_version
 
-__all__ = ["LEFT_OUT", "Kfunc", "check", "kernel_version", "requires"]
+__all__ = ["LEFT_OUT", "Kfunc", "check", "kernel_version", "needed", "requires"]
 
 LEFT_OUT = "left out"  # the property of a report that says for want of what
 
@@ -46,6 +49,12 @@ def _probe(asked: Asked | Kfunc) -> Probe:
 def requires(*asked: Asked | Kfunc) -> pytest.MarkDecorator:
     """Mark a test, or a parameter of one, as in need of features of the kernel."""
     return pytest.mark.requires(*asked)
+
+
+def needed(instructions: Iterable[Instruction]) -> tuple[Isa, ...]:
+    """Return the parts of the instruction set that instructions are of."""
+    releases = {required_version([one]).kernel for one in instructions}
+    return tuple(part for part in Isa if part.since in releases)
 
 
 def kernel_version(release: str | None = None) -> tuple[int, int]:

@@ -19,6 +19,7 @@ from pybpfasm.kernel.defines import BPF_F_ANY_ALIGNMENT
 from pybpfasm.kernel.enums import MapType, ProgType
 from pybpfasm.text import assemble
 from tests.conformance import Vector, vectors
+from tests.requires import needed, requires
 
 POSITIVE = vectors("tests")
 NEGATIVE = vectors("negative")
@@ -84,7 +85,10 @@ def run(code: list[Instruction], memory: bytes) -> Outcome:
             os.close(fd)
 
 
-@pytest.mark.parametrize("vector", POSITIVE, ids=lambda v: v.name)
+@pytest.mark.parametrize(
+    "vector",
+    [pytest.param(v, id=v.name, marks=requires(*needed(v.instructions()))) for v in POSITIVE],
+)
 def test_result(vector: Vector) -> None:
     """The verifier refuses those, and only those, with an instruction that the table says it refuses: shifts
     by more than the register has bits, and the call of a register."""
