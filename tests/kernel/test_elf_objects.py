@@ -11,6 +11,7 @@ import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,12 +23,16 @@ from pybpfasm.asm import Asm
 from pybpfasm.elf import read_object, write_object
 from pybpfasm.extern import extern_address, kfunc, ksym
 from pybpfasm.kernel.context import SkBuff
-from pybpfasm.kernel.enums import AttachType, Helper, MapType
+from pybpfasm.kernel.enums import AttachType, Helper, MapType, ProgType
 from pybpfasm.layout import U32, U64, Struct
 from pybpfasm.maps import MapSpec
 from pybpfasm.program import ProgramSpec, sched_cls, subprogram
+from tests.requires import Kfunc, requires
 
 DATA = Path(__file__).parent.parent / "data" / "elf"
+RCU_READ_LOCK = Kfunc(ProgType.SCHED_CLS, "bpf_rcu_read_lock", (6, 2))
+DYNPTR_FROM_SKB = Kfunc(ProgType.SCHED_CLS, "bpf_dynptr_from_skb", (6, 4))
+DYNPTR_SIZE = Kfunc(ProgType.SCHED_CLS, "bpf_dynptr_size", (6, 5))
 OBJECTS = sorted(path.stem for path in DATA.glob("*.o"))
 # Lengths on both sides of what the programs ask about; the kernel takes no frame below 14 bytes.
 PROTOCOLS = (b"\x08\x06", b"\x81\x00", b"\x12\x34", b"\x88\xa8")
@@ -248,6 +253,7 @@ def measure(b: Asm, ctx: SkBuff) -> None:
     b.exit()
 
 
+@requires(RCU_READ_LOCK, DYNPTR_FROM_SKB, DYNPTR_SIZE)
 def test_functions_of_the_kernel_in_an_object(
     bpftool: Callable[..., str], bpffs: BpfFs, tmp_path: Path
 ) -> None:
@@ -273,7 +279,15 @@ def test_an_address_of_the_kernel_in_an_object() -> None:
     assert kernel_symbol("no_such_symbol") is None
 
 
-@pytest.mark.parametrize("name", OBJECTS)
+def _named(names: list[str]) -> list[Any]:
+    """Parameters with what the objects need of the kernel."""
+    return [
+        pytest.param(name, marks=requires(RCU_READ_LOCK) if name.startswith("externs") else ())
+        for name in names
+    ]
+
+
+@pytest.mark.parametrize("name", _named(OBJECTS))
 def test_what_clang_made(bpftool: Callable[..., str], bpffs: BpfFs, name: str) -> None:
     path = DATA / f"{name}.o"
     theirs, ours = bpffs.root / "theirs", bpffs.root / "ours"
@@ -298,7 +312,7 @@ def test_what_clang_made(bpftool: Callable[..., str], bpffs: BpfFs, name: str) -
         assert len(set(results)) > 1 or name.startswith("core")
 
 
-@pytest.mark.parametrize("name", [name for name in OBJECTS if name.endswith("_v2")])
+@pytest.mark.parametrize("name", _named([name for name in OBJECTS if name.endswith("_v2")]))
 def test_what_clang_made_written_anew(
     bpftool: Callable[..., str], bpffs: BpfFs, tmp_path: Path, name: str
 ) -> None:
