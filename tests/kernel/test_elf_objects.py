@@ -64,7 +64,8 @@ def bpftool() -> Callable[..., str]:
 def dump(bpftool: Callable[..., str], pin: Path) -> str:
     """The program as the verifier left it, with its lines; maps numbered as they appear, and no addresses."""
     text = bpftool("prog", "dump", "xlated", "pinned", pin, "linum")
-    text = re.sub(r"0xffff[0-9a-f]{12}", "0xffff…", text)
+    # With five levels of page tables not all of them begin with 0xffff.
+    text = re.sub(r"0xff[0-9a-f]{14}", "0xff…", text)
     numbers: dict[str, int] = {}
     return re.sub(r"map\[id:(\d+)\]", lambda m: f"map[{numbers.setdefault(m[1], len(numbers))}]", text)
 
