@@ -60,6 +60,7 @@ _RULES: Final[dict[MapType, _Rule]] = {
     MapType.USER_RINGBUF: _RING,
     MapType.SOCKMAP: _Rule(_WORD, (4, 8)),
     MapType.SOCKHASH: _Rule(_SOME, (4, 8)),
+    MapType.REUSEPORT_SOCKARRAY: _Rule(_WORD, (4, 8)),
     MapType.SK_STORAGE: _STORAGE,
     MapType.INODE_STORAGE: _STORAGE,
     MapType.TASK_STORAGE: _STORAGE,

@@ -79,7 +79,7 @@ class Link(Owned):
         cls,
         prog: Program,
         ifindex: int,
-        attach_type: int,
+        attach_type: int | None = None,
         *,
         before: Link | Program | None = None,
         after: Link | Program | None = None,
@@ -88,10 +88,10 @@ class Link(Owned):
     ) -> Link:
         """Attach to TCX_INGRESS or TCX_EGRESS of an interface in the calling thread's network namespace.
 
-        The program goes to the end of the chain, to its beginning (``first``), or beside another program or
-        link. With ``expected_revision`` (:attr:`Query.revision`) the kernel answers ESTALE if the chain has
-        changed since. Raises :class:`~loader.errors.KernelFeatureError` where the kernel has no TCX (before
-        6.6).
+        ``attach_type`` is by default what the program was declared for, here and below. The program goes to
+        the end of the chain, to its beginning (``first``), or beside another program or link. With
+        ``expected_revision`` (:attr:`Query.revision`) the kernel answers ESTALE if the chain has changed
+        since. Raises :class:`~loader.errors.KernelFeatureError` where the kernel has no TCX (before 6.6).
         """
         if sum((before is not None, after is not None, first)) > 1:
             raise ValueError("only one of before, after and first can be said")
@@ -105,7 +105,7 @@ class Link(Owned):
             return cls.create(
                 prog,
                 ifindex,
-                attach_type,
+                _attach_type_of(prog, attach_type),
                 flags=flags,
                 relative=relative,
                 expected_revision=expected_revision,
@@ -116,10 +116,10 @@ class Link(Owned):
             raise
 
     @classmethod
-    def cgroup(cls, prog: Program, cgroup_fd: int, attach_type: int) -> Link:
+    def cgroup(cls, prog: Program, cgroup_fd: int, attach_type: int | None = None) -> Link:
         """Attach to a cgroup2 directory, beside what is attached there already (as ALLOW_MULTI does)."""
         try:
-            return cls.create(prog, cgroup_fd, attach_type)
+            return cls.create(prog, cgroup_fd, _attach_type_of(prog, attach_type))
         except BpfError as error:
             if error.errno == errno.EBADF:
                 raise error.about(error.what, hint="the descriptor is not of a cgroup2 directory") from None
@@ -132,17 +132,14 @@ class Link(Owned):
             raise
 
     @classmethod
-    def netns(cls, prog: Program, netns_fd: int, attach_type: int) -> Link:
+    def netns(cls, prog: Program, netns_fd: int, attach_type: int | None = None) -> Link:
         """Attach to a network namespace (SK_LOOKUP, FLOW_DISSECTOR)."""
-        return cls.create(prog, netns_fd, attach_type)
+        return cls.create(prog, netns_fd, _attach_type_of(prog, attach_type))
 
     @classmethod
-    def sockmap(cls, prog: Program, sockmap: Map, attach_type: int) -> Link:
-        """Attach a verdict or parser program to a sockmap or sockhash by a link (from 6.10.
-
-        EINVAL before).
-        """
-        return cls.create(prog, sockmap.fd, attach_type)
+    def sockmap(cls, prog: Program, sockmap: Map, attach_type: int | None = None) -> Link:
+        """Attach a verdict or parser program to a sockmap or sockhash by a link (6.10; EINVAL before)."""
+        return cls.create(prog, sockmap.fd, _attach_type_of(prog, attach_type))
 
     @classmethod
     def xdp(cls, prog: Program, ifindex: int, *, flags: int = 0) -> Link:
@@ -285,6 +282,16 @@ class Link(Owned):
         return f"<link {self.name!r} {'closed' if self.closed else f'fd {self._fd}'}>"
 
 
+def _attach_type_of(prog: Program, given: int | None) -> int:
+    found = prog.attach_type if given is None else given
+    if found is None:
+        raise UsageError(
+            f"program {prog.name!r} does not say where it attaches",
+            hint="give the attach type, here or to the program's decorator",
+        )
+    return found
+
+
 def _place_of(prog: Program, what: str) -> str:
     if not prog.attach_to:
         raise UsageError(
@@ -329,12 +336,13 @@ def prog_detach(target: int, prog: Program, attach_type: int, *, flags: int = 0)
     return True
 
 
-def attach_to_sockmap(prog: Program, sockmap: Map, attach_type: int) -> Link | None:
+def attach_to_sockmap(prog: Program, sockmap: Map, attach_type: int | None = None) -> Link | None:
     """Attach a program to a sockmap or sockhash: by a link where the kernel can (6.10), else directly.
 
     Returns the link, or None for the direct way, which :func:`prog_detach` undoes and which lasts as long as
     the map.
     """
+    attach_type = _attach_type_of(prog, attach_type)
     try:
         return Link.sockmap(prog, sockmap, attach_type)
     except BpfError as error:

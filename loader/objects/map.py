@@ -70,6 +70,23 @@ class MapInfo(NamedTuple):
 
 
 _PER_CPU = frozenset({MapType.PERCPU_HASH, MapType.PERCPU_ARRAY, MapType.LRU_PERCPU_HASH})
+# What is stored in the one, and looked up by in the other, is given as a descriptor, or as what has one.
+_OF_DESCRIPTORS = frozenset(
+    {
+        MapType.PROG_ARRAY,
+        MapType.PERF_EVENT_ARRAY,
+        MapType.CGROUP_ARRAY,
+        MapType.ARRAY_OF_MAPS,
+        MapType.HASH_OF_MAPS,
+        MapType.SOCKMAP,
+        MapType.SOCKHASH,
+        MapType.XSKMAP,
+        MapType.REUSEPORT_SOCKARRAY,
+    }
+)
+_BY_DESCRIPTOR = frozenset(
+    {MapType.SK_STORAGE, MapType.INODE_STORAGE, MapType.TASK_STORAGE, MapType.CGRP_STORAGE}
+)
 _NO_BATCH = frozenset({ENOTSUPP, errno.EOPNOTSUPP, errno.EINVAL})
 BATCH = 1024
 
@@ -237,10 +254,14 @@ class Map(Owned, Entries):
     # encoding
 
     def _key_bytes(self, key: Any) -> bytes:
+        if self.type in _BY_DESCRIPTOR and hasattr(key, "fileno"):
+            key = key.fileno()
         return pack(self._key, key, self.key_size, sys.byteorder, f"a key of map {self.name!r}")
 
     def _value_bytes(self, value: Any) -> bytes:
         what = f"a value of map {self.name!r}"
+        if self.type in _OF_DESCRIPTORS and hasattr(value, "fileno"):
+            value = value.fileno()
         if not self.per_cpu:
             return pack(self._value, value, self.value_size, sys.byteorder, what)
         if isinstance(value, bytes) and len(value) == self._raw_size:
@@ -280,8 +301,9 @@ class Map(Owned, Entries):
     def update(self, key: Any, value: Any, flags: int = BPF_ANY) -> None:
         """Store a value: BPF_ANY always, BPF_NOEXIST only a new key, BPF_EXIST only a known one.
 
-        ``key`` is None for a queue, a stack or a bloom filter. A map of maps or sockets takes a descriptor as
-        int. Raises :class:`~loader.errors.BpfError` with EEXIST, ENOENT, E2BIG (the map is full) and others.
+        ``key`` is None for a queue, a stack or a bloom filter. A map of maps, programs or sockets takes these
+        (what has a ``fileno``) or their descriptors, storage of sockets takes them as keys. Raises
+        :class:`~loader.errors.BpfError` with EEXIST, ENOENT, E2BIG (the map is full) and others.
         """
         encoded = b"" if key is None and self.key_size == 0 else self._key_bytes(key)
         try:

@@ -90,15 +90,19 @@ _LOG_MAX = (1 << 30) - 1  # what the kernel accepts: UINT_MAX >> 2
 class Program(Owned):
     """A program that the verifier has accepted.
 
-    ``attach_to`` is what its specification said that it is for, ``""`` where that is not known.
+    ``attach_type`` and ``attach_to`` are what its specification said that it is for, None and ``""`` where
+    that is not known. A :class:`Link` takes them unless it is told otherwise.
     """
 
     kind = "program"
 
-    def __init__(self, fd: int, *, name: str = "", log: str = "", attach_to: str = "") -> None:
+    def __init__(
+        self, fd: int, *, name: str = "", log: str = "", attach_type: int | None = None, attach_to: str = ""
+    ) -> None:
         super().__init__(fd)
         self.name = name
         self.log = log
+        self.attach_type = attach_type
         self.attach_to = attach_to
 
     @classmethod
@@ -160,8 +164,13 @@ class Program(Owned):
             )
 
         def accepted(result: bpf_sys.ProgLoadResult) -> Program:
-            attach_to = getattr(spec, "attach_to", None) or ""
-            return cls(result.fd, name=spec.name, log=result.log, attach_to=attach_to)
+            return cls(
+                result.fd,
+                name=spec.name,
+                log=result.log,
+                attach_type=getattr(spec, "attach_type", None),
+                attach_to=getattr(spec, "attach_to", None) or "",
+            )
 
         def with_log(level: int) -> bpf_sys.ProgLoadResult:
             size = _LOG_START

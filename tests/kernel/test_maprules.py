@@ -31,6 +31,7 @@ TYPES = [
     MapType.RINGBUF,
     MapType.SOCKMAP,
     MapType.SOCKHASH,
+    MapType.REUSEPORT_SOCKARRAY,
     MapType.SK_STORAGE,
     MapType.STACK_TRACE,
     MapType.DEVMAP,

@@ -190,7 +190,7 @@ def test_a_cgroup_link_reaches_the_sockets_of_that_cgroup_only(
             outside.add()
             other = stack.enter_context(socket.socket())
             with Program.load(refuse.build()) as program:
-                with Link.cgroup(program, inside.fd, AttachType.CGROUP_GETSOCKOPT) as link:
+                with Link.cgroup(program, inside.fd) as link:
                     info = link.info()
                     assert (info.type, info.cgroup_id) == (LinkType.CGROUP, inside.id)
                     assert info.attach_type == AttachType.CGROUP_GETSOCKOPT
@@ -238,7 +238,7 @@ def test_a_cgroup_link_needs_a_cgroup(netns: NetNs) -> None:
 
 def test_sk_msg_on_a_sockhash_by_link() -> None:
     with Map.create(SOCKS) as socks, Program.load(pass_all.build()) as program:
-        link = attach_to_sockmap(program, socks, AttachType.SK_MSG_VERDICT)
+        link = attach_to_sockmap(program, socks)
         assert prog_query(socks.fd, AttachType.SK_MSG_VERDICT).prog_ids == (program.id,)
         if link is not None:  # from 6.10
             with link:
@@ -248,6 +248,12 @@ def test_sk_msg_on_a_sockhash_by_link() -> None:
                     link.update(other, program)
                     assert prog_query(socks.fd, AttachType.SK_MSG_VERDICT).prog_ids == (other.id,)
             assert prog_query(socks.fd, AttachType.SK_MSG_VERDICT).prog_ids == ()
+
+
+def test_a_program_that_says_nothing_of_where_it_attaches() -> None:
+    with Map.create(SOCKS) as socks, Program.load(pass_all.build()) as program:
+        with Program.from_id(program.id) as again, pytest.raises(UsageError, match="does not say where"):
+            attach_to_sockmap(again, socks)
 
 
 def test_sk_msg_on_a_sockhash_directly() -> None:

@@ -7,6 +7,7 @@ import errno
 import fcntl
 import gc
 import os
+import socket
 import struct
 import subprocess
 import sys
@@ -27,6 +28,7 @@ from pybpfasm.errors import LayoutError
 from pybpfasm.kernel.context import SkBuff, SkMsgMd
 from pybpfasm.kernel.enums import (
     BPF_EXIST,
+    BPF_F_NO_PREALLOC,
     BPF_NOEXIST,
     AttachType,
     Helper,
@@ -293,6 +295,24 @@ def test_map_of_maps() -> None:
     with Map.create(spec) as outer, Map.create(NUMBERS) as inner:
         outer[1] = inner.fd
         assert outer[1] == inner.id  # reading gives the id
+        outer[2] = inner
+        assert outer[2] == inner.id
+
+
+def test_programs_and_sockets_in_maps() -> None:
+    """As what has a descriptor, or as the descriptor."""
+    programs = MapSpec("programs", MapType.PROG_ARRAY, U32(), U32(), 2)
+    storage = MapSpec("storage", MapType.SK_STORAGE, U32(), U64(), 0, BPF_F_NO_PREALLOC)
+    with Map.create(programs) as table, Program.load(answer.build(7)) as program:
+        table[0] = program
+        table[1] = program.fd
+        assert (table[0], table[1]) == (program.id, program.id)
+    with Map.create(storage) as kept, socket.socket() as one, socket.socket() as other:
+        kept[one] = 5
+        assert kept[one] == kept[one.fileno()] == 5
+        assert one in kept and other not in kept
+        del kept[one.fileno()]
+        assert one not in kept
 
 
 def test_creating_what_cannot_be_says_what_it_was() -> None:
