@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
-from loader.errors import LoaderError, UsageError
+from loader.errors import MORE_FILES, LoaderError, UsageError
 from pybpfasm.version import ShowVersion
 
 if TYPE_CHECKING:
@@ -658,6 +658,10 @@ def _explain(error: Exception, words: Sequence[str], full: bool) -> tuple[str, s
             f"{sys.executable} -m pip install {error.name}, or use the Python in .venv{without}",
             FAILED,
         )
+    if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+        return f"no more files can be opened: {error.strerror}", MORE_FILES, FAILED
+    if isinstance(error, FileNotFoundError) and not os.path.isdir("/proc/self"):
+        return f"there is no /proc here, and with it no {error.filename}", "mount -t proc proc /proc", FAILED
     if full and isinstance(error, OSError):
         return (
             f"the output cannot be written: {error.strerror}",

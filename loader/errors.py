@@ -22,6 +22,10 @@ __all__ = [
 ]
 
 
+# What to do where no more files can be opened.
+MORE_FILES = "raise the limit of open files: `ulimit -n` in a shell, LimitNOFILE= in a unit of systemd"
+
+
 class LoaderError(Exception):
     """Base of all errors of the loader.
 
@@ -95,7 +99,7 @@ class BpfError(LoaderError, OSError):
         message = f"BPF_{command}{f' of {what}' if what else ''} failed: {reason}"
         OSError.__init__(self, code, message)
         self.message = message
-        self.hint = hint
+        self.hint = hint or (MORE_FILES if code in (errno_names.EMFILE, errno_names.ENFILE) else "")
 
     def about(self, what: str, *, hint: str = "") -> BpfError:
         """Return the same error, saying what the command was about."""

@@ -10,6 +10,7 @@ the other is reached.
 from __future__ import annotations
 
 import contextlib
+import errno
 from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any, Final
@@ -17,7 +18,7 @@ from typing import Any, Final
 from loader import features
 from loader import plan as planning
 from loader.bpffs import Staging
-from loader.errors import AttachError, ConflictError, LoaderError
+from loader.errors import AttachError, BpfError, ConflictError, LoaderError
 from loader.holders import DirectHolder, FilterHolder, Holder, LinkHolder, has_clsact
 from loader.instance import Instance, removal_rank
 from loader.modes import Hook, Target
@@ -26,13 +27,16 @@ from loader.objects import Link, Map, Program, attach_to_sockmap, prog_query
 from loader.plan import Plan, Request
 from loader.session import Result, Session, changing
 from loader.state import InterfaceValue, PortRange, SettingsValue, settings_value, state_map
+from loader.verifier import VerifierError
 from programs.settings import Ports
 from pybpfasm.kernel.enums import AttachType
 from pybpfasm.layout import Struct
 from pybpfasm.maps import MapSpec
+from pybpfasm.program import ProgramSpec
 
 __all__ = ["up"]
 
+MANY_RANGES: Final = 1000
 OUR_PROGRAMS: Final = "pba_"  # how the names of the proxy's programs begin
 
 Clock = Callable[[str], None]
@@ -73,7 +77,7 @@ def _up(plan: Plan, session: Session, clock: Clock) -> Result:
         programs = {}
         for key, spec in plan.programs.items():
             session.checkpoint()
-            programs[key] = stack.enter_context(Program.load(spec, fds))
+            programs[key] = stack.enter_context(_loaded(spec, fds, plan.settings.ports))
         clock("load")
         staging = stack.enter_context(fs.staging(request.name))
         _pin_state(plan, before, staging, stack)
@@ -102,6 +106,20 @@ def _up(plan: Plan, session: Session, clock: Clock) -> Result:
                 obsolete[key].remove()
         clock("publish")
     return result
+
+
+def _loaded(spec: ProgramSpec, fds: dict[str, int], ports: Ports) -> Program:
+    try:
+        return Program.load(spec, fds)
+    except (VerifierError, BpfError) as error:
+        # Each range is two comparisons, and no kernel takes a jump over all of very many.
+        if len(ports.ranges) < MANY_RANGES or error.errno in (errno.EMFILE, errno.ENFILE):
+            raise
+        reason = error.reason if isinstance(error, VerifierError) else error.message
+        raise LoaderError(
+            f"the kernel takes no program with {len(ports.ranges)} separate ports or ranges: {reason}",
+            hint="name fewer, or ranges that hold more",
+        ) from error
 
 
 def _is_same(before: Instance, plan: Plan) -> bool:

@@ -208,7 +208,11 @@ class Program(Owned):
             raise _explain_prog_load(error, spec) from None
         from loader.verifier import VerifierError  # here, because most programs are accepted
 
-        raise VerifierError(spec, result.log, error) from None
+        rejection = VerifierError(spec, result.log, error)
+        if not rejection.parsed.reason and error.errno not in (errno.EINVAL, errno.EACCES):
+            # Accepted, as far as the log goes: there was no descriptor for it, or no memory.
+            raise _explain_prog_load(error, spec) from None
+        raise rejection from None
 
     @classmethod
     def from_pin(cls, path: PathLike) -> Program:
@@ -362,8 +366,8 @@ def _needed_for(spec: ProgramLike) -> tuple[str, ...]:
 
 
 def _explain_prog_load(error: BpfError, spec: ProgramLike) -> LoaderError:
-    """Explain a PROG_LOAD that failed before the verifier had anything to say."""
-    hint = ""
+    """Explain a PROG_LOAD that failed without the verifier's having anything to say."""
+    hint = error.hint
     if error.errno == errno.EINVAL:
         kind = enum_or_int(ProgType, int(spec.type))
         attach = (

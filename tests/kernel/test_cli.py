@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -12,16 +13,19 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from loader import bpffs, cli, envoy, features, process, run
 from loader.features import Feature, Support
 from loader.features.named import PROBES
-from loader.objects import Map
+from loader.objects import Map, Program
 from loader.process import if_killed
 from loader.sys import libc
+from loader.verifier import VerifierError
 from programs import tc_ingress
 from programs.packet import Interface
 from programs.settings import Settings
@@ -31,7 +35,7 @@ from pybpfasm.kernel.context import SkBuff
 from pybpfasm.kernel.enums import AttachType, MapType
 from pybpfasm.layout import U32
 from pybpfasm.maps import MapSpec
-from pybpfasm.program import sched_cls
+from pybpfasm.program import ProgramSpec, sched_cls
 from tests.kernel.instances import Outcome, Site, add_dummy, in_child, set_down, site
 from tests.patience import PATIENCE
 from tests.processes import alive
@@ -275,6 +279,43 @@ def test_an_instance_on_a_read_only_bpf_file_system(site: Site) -> None:
     assert (outcome.status, outcome.err) == (0, "")
     assert "instance 'other' is not up: there was nothing to remove (up are: default)" in outcome.out
     assert (site.pins(), site.attached()) == before
+
+
+@pytest.mark.parametrize("limit", [6, 8, 10, 12, 16, 20])
+def test_too_few_files(site: Site, limit: int) -> None:
+    """Wherever it runs out of them: the program that is loaded just then is not what is wrong."""
+    words = ["--bpffs", str(site.fs.root), "--cgroup", str(site.cgroup.path)]
+    few = partial(resource.setrlimit, resource.RLIMIT_NOFILE, (limit, limit))
+    outcome = command(*UP, *words, "--accelerate", "always", drop=few)
+    refused(site, outcome, 1, "`ulimit -n`", "oo many open files")
+    assert "verifier" not in outcome.err
+    assert "defect" not in outcome.err
+
+
+def test_no_proc(site: Site) -> None:
+    def hide() -> None:
+        if libc().unshare(0x00020000) != 0:  # CLONE_NEWNS
+            os._exit(97)
+        process.mount("none", "/proc", "tmpfs", 0)
+
+    for words in (UP, ["down"], ["status"], ["doctor"]):
+        outcome = command(*words, drop=hide)
+        assert outcome.status == 1
+        assert outcome.err.startswith("error: there is no /proc here, and with it no /proc/thread-self/")
+        assert "defect" not in outcome.err
+
+
+def test_more_ports_than_fit_in_a_program(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What 6.18 says of 10001 separate ones is said of 1000 here, which it would take."""
+
+    def load(spec: ProgramSpec, fds: object) -> Program:
+        raise VerifierError(spec, "insn 21842 cannot be patched due to 16-bit range\nprocessed 0 insns\n")
+
+    monkeypatch.setattr(sys.modules["loader.up"], "Program", SimpleNamespace(load=load))
+    words = ["up", "--iface", "lo", "--no-accelerate", "--ports"]
+    outcome = site.run(*words, ",".join(map(str, range(1, 2000, 2))))
+    refused(site, outcome, 1, "1000 separate ports or ranges: insn 21842 cannot be patched", "name fewer")
+    refused(site, site.run(*words, "8000"), 1, "the verifier rejected program")
 
 
 def test_another_namespace_needs_sys_admin(site: Site) -> None:
