@@ -43,6 +43,11 @@ _COUNTERS: Final[dict[tuple[str, str], tuple[str, str]]] = {
         "{n} times a connection was refused because {flow_capacity} were known already",
         "up --flow-capacity with more",
     ),
+    ("ingress", "evicted_half_open"): (
+        "{n} times a client had not completed its handshake when very many others had begun theirs: a flood "
+        "of SYNs, or clients that do not get the answers",
+        "if they are honest, up --flow-capacity with more",
+    ),
     ("ingress", "challenged_tuple_in_use"): (
         "{n} times a SYN came from an address and port that another connection to Envoy has",
         "where that is dead, it makes room and the client gets through; else the client has to take another "

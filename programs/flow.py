@@ -19,7 +19,9 @@ from programs.shared import (
     NSEC_PER_SEC,
     FlowKey,
     FlowValue,
+    HalfOpen,
     TimedFlowValue,
+    count,
     maps,
     now,
 )
@@ -135,6 +137,54 @@ def follow(b: Asm, ctx: SkBuff, settings: Settings, key: FlowKey, flags: Mem, fi
             b.lea(b.r2, key)
             b.call(Helper.map_delete_elem)
     b.label("followed")
+
+
+def queue_up(b: Asm, settings: Settings, key: FlowKey, evicted: Mem) -> None:
+    """Note the flow of *key*, that is about to be, among those without a complete handshake.
+
+    The one whose place it gets goes, if its handshake is not complete even now, and *evicted* counts it: so a
+    flood of SYNs from nowhere can't fill the flow map, nor do harm to what is established. Two CPUs may get
+    one place; what is noted nowhere goes by its timer. Clobbers r0 to r5 and r7.
+    """
+    number = b.u32[b.stack_bytes(8)]
+    kept, done = Label("place_is_free"), Label("queued")
+    number.store(0)
+    for last in (False, True):
+        b.r1 = maps(settings).half_open
+        b.lea(b.r2, number)
+        b.call(Helper.map_lookup_elem)
+        b.If(b.r0 == 0).goto(done)
+        if not last:
+            counted = HalfOpen(b.r0).next
+            b.r1 = 1
+            counted.lock_add(b.r1)
+            b.r2 = counted
+            b.r2 &= settings.half_open_capacity - 1
+            number.store(b.r2)
+    b.r7 = b.r0
+    place = HalfOpen(b.r7).key
+    b.r1 = maps(settings).flows
+    b.lea(b.r2, place)
+    b.call(Helper.map_lookup_elem)
+    b.If(b.r0 == 0).goto(kept)
+    b.r2 = flow_value(settings, b.r0).state
+    b.If(b.r2 & FLOW_ESTABLISHED).goto(kept)
+    b.r1 = maps(settings).flows
+    b.lea(b.r2, place)
+    b.call(Helper.map_delete_elem)
+    count(b, evicted)
+    b.label(kept)
+    for here, there in ((key.client, place.client), (key.server, place.server)):
+        for word in range(4):
+            b.r2 = here.u32(word)
+            there.u32(word).store(b.r2)
+    b.r2 = key.client_port
+    place.client_port = b.r2
+    b.r2 = key.protocol
+    place.protocol = b.r2
+    b.r2 = key.family
+    place.family = b.r2
+    b.label(done)
 
 
 def load_header(b: Asm, ctx: SkBuff, header: Tcp, failed: str) -> None:

@@ -158,6 +158,11 @@ class Settings:
     ulp_at: int = 0
 
     @property
+    def half_open_capacity(self) -> int:
+        """How many flows may wait for the end of their handshake: a power of 2, at most half of all."""
+        return 1 << max(self.flow_capacity // 2, 1).bit_length() - 1
+
+    @property
     def reads_sockets(self) -> bool:
         """Whether `sk_msg` looks into sockets by their addresses."""
         return bool(self.queue_length_at or self.ulp_at)

@@ -80,6 +80,16 @@ class TimedFlowValue(Struct, kernel_name="flow_value"):
     timer = Nested(BpfTimer)
 
 
+class HalfOpen(Struct, kernel_name="half_open"):
+    """A place in the queue of flows whose client has not acknowledged the SYN-ACK yet: 40 bytes.
+
+    ``next`` of the first place counts those that were given away, 0 in the others.
+    """
+
+    next = U32()
+    key = Nested(FlowKey)
+
+
 # --- Acceleration: the sockets of the Envoy-to-application leg. ---
 
 
@@ -134,7 +144,8 @@ class IngressCounters(Struct, kernel_name="ingress_counters"):
 
     ``errors_redirected`` are ICMP errors about packets that Envoy sent in a known flow.
     ``challenged_tuple_in_use`` are SYNs that met another connection of their client's at Envoy; they count as
-    redirected too.
+    redirected too. ``evicted_half_open`` are flows that went because many more began before their handshake
+    was complete.
     """
 
     redirected = U64()
@@ -144,6 +155,7 @@ class IngressCounters(Struct, kernel_name="ingress_counters"):
     passed_without_flow = U64()
     passed_forwarded = U64()
     passed_draining = U64()
+    evicted_half_open = U64()
     challenged_tuple_in_use = U64()
     dropped_map_full = U64()
     dropped_direct = U64()
@@ -216,6 +228,7 @@ class Maps:
     """The maps of one instance."""
 
     flows: MapSpec
+    half_open: MapSpec
     counters: MapSpec
     sockets: MapSpec
     pending: MapSpec
@@ -224,7 +237,7 @@ class Maps:
     @property
     def all(self) -> tuple[MapSpec, ...]:
         """Every map, in the order in which they are created."""
-        return (self.flows, self.counters, self.sockets, self.pending, self.socket_state)
+        return (self.flows, self.half_open, self.counters, self.sockets, self.pending, self.socket_state)
 
 
 @lru_cache(maxsize=8)
@@ -238,6 +251,7 @@ def maps(settings: Settings) -> Maps:
             TimedFlowValue if settings.timers else FlowValue,
             settings.flow_capacity,
         ),
+        half_open=MapSpec("pba_half_open", MapType.ARRAY, U32(), HalfOpen, settings.half_open_capacity),
         counters=MapSpec("pba_counters", MapType.PERCPU_ARRAY, U32(), Counters, 1),
         sockets=MapSpec("pba_sockets", MapType.SOCKHASH, SocketKey, 8, settings.socket_capacity),
         # Notes from one end of a connection to the other, under the key of the one that is to read it. An

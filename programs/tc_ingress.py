@@ -7,7 +7,7 @@ counters, r9 the offset of the TCP or ICMP header.
 
 from __future__ import annotations
 
-from programs.flow import expire, find_socket, flow_value, follow, is_over, start_timer
+from programs.flow import expire, find_socket, flow_value, follow, is_over, queue_up, start_timer
 from programs.icmp import find_quoted
 from programs.packet import PACKET_HOST, Interface, fill_key, find_tcp, rewrite_port
 from programs.settings import Settings
@@ -208,6 +208,7 @@ def new_flow(b: Asm, ctx: SkBuff, settings: Settings, interface: Interface, key:
     if not interface.loopback:
         is_forwarded(b, ctx, key, "forwarded")
     in_use(b, ctx, settings, key, "tuple_in_use")
+    queue_up(b, settings, key, Counters(b.r8).ingress.evicted_half_open)
 
     now(b, settings)
     value.last_seen = b.r0

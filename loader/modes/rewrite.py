@@ -103,7 +103,7 @@ class Rewrite:
     def maps(self, settings: Settings) -> dict[str, MapSpec]:
         """Return the maps; those of acceleration only with it."""
         every = maps(settings)
-        found = {"flows": every.flows, "counters": every.counters}
+        found = {"flows": every.flows, "half_open": every.half_open, "counters": every.counters}
         if settings.accelerate:
             found |= {
                 "sockets": every.sockets,

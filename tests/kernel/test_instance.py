@@ -83,7 +83,14 @@ def test_up_makes_what_down_removes(site: Site, method: str) -> None:
         tc = ["tcx_egress_lo", "tcx_ingress_lo"] if method == "tcx" else []
         linked = features.probe(features.Feature.SOCKMAP_LINK).supported
         assert files(instance / "links") == sorted(["getsockopt", "sockops", *["sk_msg"] * linked, *tc])
-        assert files(instance / "maps") == ["counters", "flows", "pending", "socket_state", "sockets"]
+        assert files(instance / "maps") == [
+            "counters",
+            "flows",
+            "half_open",
+            "pending",
+            "socket_state",
+            "sockets",
+        ]
 
         status = site.status()
         assert status["drift"] == []
@@ -136,7 +143,7 @@ def test_without_acceleration(site: Site) -> None:
     site.up("--no-accelerate")
     status = site.status()
     assert {h["hook"] for h in status["hooks"]} == {"ingress", "egress", "getsockopt"}
-    assert set(ids(status, "map")) == {"flows", "counters"}
+    assert set(ids(status, "map")) == {"flows", "half_open", "counters"}
     assert status["settings"]["accelerate"] is False
 
 
@@ -473,7 +480,7 @@ def test_enrolled_sockets_keep_what_they_need(site: Site) -> None:
     site.up("--no-accelerate")
     status = site.status()
     assert {h["hook"] for h in status["hooks"]} == {"ingress", "egress", "getsockopt"}
-    assert set(ids(status, "map")) == {"flows", "counters"}
+    assert set(ids(status, "map")) == {"flows", "half_open", "counters"}
 
 
 def _accelerated(site: Site, control: socket.socket) -> None:

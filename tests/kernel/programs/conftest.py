@@ -15,7 +15,7 @@ from programs.settings import Mark, Ports, Settings
 from tests.kernel.programs.rig import Rig
 
 PORTS = Ports.parse("80,8000,9000-9010,60000-65535")
-CAPACITY = 4
+CAPACITY = 8  # half of them half-open
 
 # A test run of a program takes microseconds, the rest of an example some 2 ms.
 settings.register_profile(

@@ -130,7 +130,8 @@ class Model:
     """The proxy's rules for frames, and its flow map as a dictionary.
 
     ``in_use`` says whether a live socket has the tuple that a connection would get, ``forwarded`` whether its
-    destination is another host. ``syn_acks`` has the sequence numbers of the SYN-ACKs that were seen.
+    destination is another host. ``syn_acks`` has the sequence numbers of the SYN-ACKs that were seen,
+    ``queue`` the flows that wait for the end of their handshake, ``begun`` of them in all.
     """
 
     ports: tuple[tuple[int, int], ...]
@@ -144,6 +145,8 @@ class Model:
     in_use: Callable[[Segment], bool] = _never
     forwarded: Callable[[Segment], bool] = _never
     flows: dict[bytes, list[int]] = field(default_factory=dict)
+    queue: dict[int, bytes] = field(default_factory=dict)
+    begun: int = 0
     syn_acks: dict[bytes, int] = field(default_factory=dict)
 
     def wanted(self, port: int) -> bool:
@@ -201,11 +204,25 @@ class Model:
             return Outcome(counted=("passed_forwarded",))
         if self.in_use(found):
             return Outcome(dport=self.envoy_port, counted=("challenged_tuple_in_use", "redirected"))
-        if flow is None and len(self.flows) >= self.capacity:
-            return Outcome(drop=True, counted=("dropped_map_full",))
+        evicted = self._queue_up(key)
+        if key not in self.flows and len(self.flows) >= self.capacity:
+            return Outcome(drop=True, counted=(*evicted, "dropped_map_full"))
         self.flows[key] = [found.dport, 0, found.seq]
         self.syn_acks.pop(key, None)
-        return Outcome(dport=self.envoy_port, counted=("new_flows", "redirected"))
+        return Outcome(dport=self.envoy_port, counted=(*evicted, "new_flows", "redirected"))
+
+    def _queue_up(self, key: bytes) -> tuple[str, ...]:
+        """A flow takes the next place among those that wait for the end of their handshake."""
+        places = 1
+        while places * 4 <= self.capacity:
+            places *= 2
+        self.begun += 1
+        place = self.begun % places
+        last, self.queue[place] = self.queue.get(place), key
+        if last is None or last not in self.flows or self.flows[last][1] & ESTABLISHED:
+            return ()
+        del self.flows[last]
+        return ("evicted_half_open",)
 
     def egress(self, frame: bytes, *, ethertype: int = 0) -> Outcome:
         """A frame that leaves."""

@@ -429,13 +429,38 @@ def test_a_stale_entry_for_another_port_is_replaced(rig_of: Callable[[str], Rig]
 def test_a_full_map_refuses_new_flows_and_keeps_the_old(rig_of: Callable[[str], Rig]) -> None:
     rig = rig_of("plain")
     program, model = rig.load("ingress"), model_of(rig)
-    for sport in range(40000, 40006):
+    for sport in range(40000, 40010):
         check(rig, program, model, Frame(sport=sport))
-    assert len(rig.flows()) == 4
+        check(rig, program, model, Frame(sport=sport, flags=ACK))
+    assert set(rig.flows()) == {flow_of(Frame(sport=sport)).key for sport in range(40000, 40008)}
     check(rig, program, model, Frame(sport=40003, flags=ACK | PSH, payload=b"still there"))
     check(rig, program, model, Frame(sport=40002))
     check(rig, program, model, Frame(sport=40001, dport=9000))
     assert rig.counters()["ingress.dropped_map_full"] >= 2
+
+
+@pytest.mark.parametrize("variant", ["plain", "no timers"])
+@pytest.mark.parametrize("frame", FAMILIES)
+def test_a_flood_of_syns_leaves_room(rig_of: Callable[[str], Rig], frame: Frame, variant: str) -> None:
+    """The oldest handshakes go, and only they; one that is completed among the flood is safe from then on."""
+    rig = rig_of(variant)
+    program, model = rig.load("ingress"), model_of(rig)
+    established = [1, 2]
+    for sport in established:
+        check(rig, program, model, frame.but(sport=sport))
+        check(rig, program, model, frame.but(sport=sport, flags=ACK))
+    for sport in range(1000, 1040):
+        check(rig, program, model, frame.but(sport=sport))
+        if sport in (1010, 1020):
+            honest = frame.but(sport=sport - 3, flags=ACK)  # the oldest that is there
+            check(rig, program, model, honest)
+            established.append(honest.sport)
+    assert set(rig.flows()) == {
+        flow_of(frame.but(sport=sport)).key for sport in (*established, 1036, 1037, 1038, 1039)
+    }
+    assert rig.counters()["ingress.evicted_half_open"] >= 34
+    for sport in established:
+        check(rig, program, model, frame.but(sport=sport, flags=ACK | PSH, payload=b"still there"))
 
 
 SERVICES = st.sampled_from((8000, 9000))

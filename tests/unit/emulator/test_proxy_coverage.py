@@ -8,6 +8,7 @@ models of helpers that fail.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -90,6 +91,12 @@ class Bench:
 def no_counters(run: Run, arguments: tuple[int, ...]) -> bool:
     region = run.regions[arguments[0] >> 32]
     return isinstance(getattr(region, "object", None), PerCpuArray)
+
+
+def nth(number: int) -> Callable[[Run, tuple[int, ...]], bool]:
+    """True at the call with that number."""
+    calls = itertools.count(1)
+    return lambda run, arguments: next(calls) == number
 
 
 def extension(packet: bytes, first: int, *headers: bytes) -> bytes:
@@ -359,15 +366,10 @@ def failing_helpers(coverage: Coverage, settings: Settings = SETTINGS) -> None:
     for flags in (TCP_ACK, TCP_RST):
         assert bench.send(bench.segment(flags)) == -1
     assert bench.send(bench.segment(TCP_SYN | TCP_ACK, back=True, dport=8080), bench.egress) == -1
-    bench = Bench(coverage, settings)
-    seen: list[int] = []
-
-    def second_look_up(run: Run, arguments: tuple[int, ...]) -> bool:
-        seen.append(1)
-        return len(seen) == 3
-
-    bench.failing(Helper.map_lookup_elem, 0, second_look_up)
-    assert bench.send(bench.segment(TCP_SYN)) == -1
+    for number in (3, 4, 6):  # of a place in the queue, and of the flow that was put into the map
+        bench = Bench(coverage, settings)
+        bench.failing(Helper.map_lookup_elem, 0, nth(number))
+        assert bench.send(bench.segment(TCP_SYN)) == -1
     bench = Bench(coverage, settings)
     bench.send(bench.segment(TCP_SYN))
     bench.failing(Helper.map_lookup_elem, 0, no_counters)
