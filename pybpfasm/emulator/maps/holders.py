@@ -114,8 +114,31 @@ class SkStorage(Map):
         return 0 if socket.storage.pop(self, None) is not None else -ENOENT
 
     def lookup(self, key: Any) -> Any:
-        """The value of a `Socket`."""
-        return self.of(key)
+        """The value of a `Socket`, or ``None``."""
+        return self.of(self._socket(key))
+
+    def update(self, key: Any, value: Any, flags: int = BPF_ANY) -> None:
+        """Store the value of a `Socket`; raises `MapError` with the kernel's errno."""
+        socket = self._socket(key)
+        there = self in socket.storage
+        if flags > BPF_EXIST or (there and flags == BPF_NOEXIST) or (not there and flags == BPF_EXIST):
+            error = EINVAL if flags > BPF_EXIST else EEXIST if there else ENOENT
+            raise MapError(self.name, f"update of {key!r}", error)
+        memory = self.storage(socket, bytes(self.value_size))
+        assert memory is not None
+        memory.data[:] = self._value(value)
+
+    def delete(self, key: Any) -> bool:
+        """Take the value from a `Socket`; whether it had one."""
+        return self.drop(self._socket(key)) == 0
+
+    def __contains__(self, key: Any) -> bool:
+        return self in self._socket(key).storage
+
+    def _socket(self, key: Any) -> Socket:
+        if not isinstance(key, Socket):
+            raise EmulatorError(f"map {self.name} keeps values of sockets: give a Socket, not {key!r}")
+        return key
 
 
 class _Holder(Map):

@@ -185,6 +185,23 @@ def test_sockets_leave_their_maps_when_they_close() -> None:
         one[5] = 7
 
 
+def test_storage_of_sockets() -> None:
+    spec = MapSpec("kept", MapType.SK_STORAGE, U32(), U64(), 0, BPF_F_NO_PREALLOC)
+    kept = Emulator().map(spec)
+    one, other = Socket(), Socket()
+    kept[one] = 5
+    kept[one] = 6
+    assert kept[one] == 6 and one in kept and other not in kept and kept.lookup(other) is None
+    assert errno_of(kept.update, one, 7, BPF_NOEXIST) == EEXIST
+    assert errno_of(kept.update, other, 7, BPF_EXIST) == ENOENT
+    assert errno_of(kept.update, other, 7, 4) == EINVAL
+    del kept[one]
+    with pytest.raises(KeyError):
+        del kept[one]
+    with pytest.raises(EmulatorError, match="keeps values of sockets: give a Socket, not 3"):
+        kept.lookup(3)
+
+
 def test_maps_of_maps() -> None:
     emulator = Emulator()
     inner = MapSpec("inner", MapType.ARRAY, U32(), U64(), 1)
