@@ -611,12 +611,12 @@ class Asm:
             )
         return number
 
-    def _wide(self, dst: int, is_w: bool, number: int) -> None:
+    def _wide(self, dst: int, is_w: bool, number: int, reference: object = None) -> None:
         if is_w:
             raise self._error(f"a 64-bit constant needs all of the register: write b.r{dst}")
         low, high = number & U32_MAX, number >> 32
         signed = [n - (1 << 32) if n > S32_MAX else n for n in (low, high)]
-        self._emit(isa.LD_IMM64, dst, Imm64.VALUE, 0, signed[0], signed[1])
+        self._emit(isa.LD_IMM64, dst, Imm64.VALUE, 0, signed[0], signed[1], reference)
 
     def _assign_other(self, dst: int, is_w: bool, value: object) -> None:
         from pybpfasm.asm.bits import Bits

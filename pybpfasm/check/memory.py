@@ -272,7 +272,8 @@ class Memory(WalkBase):
                 return
             reference = insn.reference if isinstance(insn.reference, MapSpec) else None
             if insn.src == Imm64.VALUE:
-                regs[insn.dst] = (CONST, insn.imm64)
+                # With a reference it is a number that only the kernel's BTF tells, at load.
+                regs[insn.dst] = (CONST, insn.imm64) if insn.reference is None else NUMBER
             elif insn.src in (Imm64.MAP_FD, Imm64.MAP_IDX):
                 regs[insn.dst] = (MAP, reference)
             elif insn.src == Imm64.MAP_VALUE and reference is not None:

@@ -15,11 +15,14 @@ from pybpfasm.core.relocation import CoreError, CoreKind, CoreRelocation, essent
 from pybpfasm.core.resolver import POISON, CoreResolver
 from pybpfasm.core.statements import (
     core_add_offset,
+    core_enum_exists,
+    core_enum_value,
     core_exists,
     core_load,
     core_load_bits,
     core_offset,
     core_size,
+    core_type_id,
 )
 
 __all__ = [
@@ -29,11 +32,14 @@ __all__ = [
     "CoreRelocation",
     "CoreResolver",
     "core_add_offset",
+    "core_enum_exists",
+    "core_enum_value",
     "core_exists",
     "core_load",
     "core_load_bits",
     "core_offset",
     "core_size",
+    "core_type_id",
     "essential",
     "same_declaration",
 ]

@@ -11,7 +11,7 @@ from weakref import WeakKeyDictionary
 from pybpfasm import isa
 from pybpfasm.asm.branches import Label
 from pybpfasm.bitfield import BitField
-from pybpfasm.btf import Btf, BtfBuilder
+from pybpfasm.btf import Btf, BtfBuilder, BtfError
 from pybpfasm.core.relocation import CoreKind, CoreRelocation
 from pybpfasm.errors import AsmError, suggestion
 from pybpfasm.isa import Alu
@@ -23,11 +23,14 @@ if TYPE_CHECKING:
 
 __all__ = [
     "core_add_offset",
+    "core_enum_exists",
+    "core_enum_value",
     "core_exists",
     "core_load",
     "core_load_bits",
     "core_offset",
     "core_size",
+    "core_type_id",
 ]
 
 
@@ -158,6 +161,49 @@ def core_exists(to: Reg, struct: type[Struct], path: str = "") -> None:
         _constant(to, CoreKind.TYPE_EXISTS, struct, "0", 1)
         return
     _constant(to, CoreKind.FIELD_EXISTS, struct, _path(to, struct, path)[0], 1)
+
+
+def core_type_id(to: Reg, struct: type[Struct]) -> None:
+    """``rN = id``: of the kernel's structure in its BTF, as ``bpf_rdonly_cast`` and its like want it.
+
+    A kernel without the structure refuses the program if it can get there. Raises `AsmError`.
+    """
+    _need_struct(to, struct)
+    _constant(to, CoreKind.TYPE_ID_TARGET, struct, "0", 0)
+
+
+def core_enum_value(to: Reg, enum: str, name: str, value: int = 0) -> None:
+    """``rN = value``: what *name* is in the kernel's enumeration *enum*, 64 bits: one instruction of two
+    slots.
+
+    *value* stands for it in a run without a kernel. A kernel without the name refuses the program if it can
+    get there (see `core_enum_exists`). Raises `AsmError`.
+    """
+    reference = _enumerator(to, CoreKind.ENUMVAL_VALUE, enum, name)
+    to.asm._wide(to.index, False, value & 0xFFFF_FFFF_FFFF_FFFF, reference)
+
+
+def core_enum_exists(to: Reg, enum: str, name: str) -> None:
+    """``rN = 1`` where the kernel's enumeration *enum* has *name*, else ``rN = 0``.
+
+    Raises `AsmError`.
+    """
+    reference = _enumerator(to, CoreKind.ENUMVAL_EXISTS, enum, name)
+    to.asm._emit(isa.ALU64 | Alu.MOV | isa.K, to.index, 0, 0, 1, reference=reference)
+
+
+def _enumerator(to: Reg, kind: CoreKind, enum: str, name: str) -> CoreRelocation:
+    _need_register(to)
+    if to.index == isa.FRAME_POINTER:
+        raise to.asm._frame_pointer()
+    if to.is_w:
+        raise to.asm._error(f"write b.r{to.index}")
+    builder = BtfBuilder()
+    try:
+        type_id = builder.add_enum(enum, {name: 0})
+    except (BtfError, TypeError) as error:
+        raise to.asm._error(f"an enumeration and a name in it come second and third: {error}") from None
+    return CoreRelocation(kind, Btf.parse(builder.to_bytes()), type_id, "0")
 
 
 def _need_struct(to: Reg, struct: type[Struct]) -> None:

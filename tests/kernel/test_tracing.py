@@ -49,6 +49,7 @@ from pybpfasm.core import core_add_offset, core_load
 from pybpfasm.elf import write_object
 from pybpfasm.kernel.enums import BPF_RB_NO_WAKEUP, LinkType
 from pybpfasm.program import Template
+from tests.unit.test_program_kinds import asks
 
 pytestmark = pytest.mark.kernel
 
@@ -228,6 +229,11 @@ def test_a_function_that_there_is_not(ring: Map) -> None:
             for attach in (Link.raw_tracepoint, Link.tracepoint, Link.kprobe):
                 with pytest.raises(UsageError, match=r"does not say which (tracepoint|function) it is for"):
                     attach(again)
+
+
+def test_enumerators_of_this_kernel() -> None:
+    with Program.load(asks.build()) as program:
+        assert program.test_run(bytes(64)).retval == ProgType.XDP << 2 | 1
 
 
 def test_a_uprobe(ring: Map) -> None:

@@ -11,6 +11,7 @@ import pytest
 from pybpfasm.asm import Asm
 from pybpfasm.check import Finding, Severity, check, main
 from pybpfasm.check.early import first_mistake
+from pybpfasm.core import core_enum_value
 from pybpfasm.errors import AsmError
 from pybpfasm.instruction import Instruction
 from pybpfasm.kernel.context import BpfSock, SkBuff, SkMsgMd, SockAddr, SockOps, SockOpt, XdpMd
@@ -507,6 +508,19 @@ def test_what_is_refused_early_is_an_error_of_the_whole_check(name: str) -> None
     if mistake is not None:
         slots = [f.slot for f in check(spec) if f.severity is Severity.ERROR]
         assert sum(insn.slots for insn in spec.instructions[: mistake.index]) in slots
+
+
+def test_numbers_that_are_known_at_load_decide_nothing() -> None:
+    """What an enumerator is, only the kernel knows: a way that its stand-in would take may never be gone."""
+
+    @xdp(check=False)
+    def program(b: Asm, ctx: XdpMd) -> None:
+        core_enum_value(b.r2, "bpf_prog_type", "BPF_PROG_TYPE_XDP")
+        with b.If(b.r2 == 0):
+            b.ret(b.r9)
+        b.ret(2)
+
+    assert found(program.build()) == [("warning", "unset", 3)]
 
 
 def test_offsets_that_are_known_at_load_are_not_judged() -> None:

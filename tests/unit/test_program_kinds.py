@@ -21,6 +21,7 @@ from pybpfasm import (
     MapSpec,
     MapType,
     RawTracepointArgs,
+    SkBuff,
     Struct,
     TcxAction,
     XdpAction,
@@ -33,10 +34,18 @@ from pybpfasm import (
     xdp,
 )
 from pybpfasm.btf import Btf, BtfBuilder
-from pybpfasm.core import CoreError, core_add_offset, core_exists, core_load
+from pybpfasm.core import (
+    CoreError,
+    core_add_offset,
+    core_enum_exists,
+    core_enum_value,
+    core_exists,
+    core_load,
+    core_type_id,
+)
 from pybpfasm.elf import read_object, write_object
 from pybpfasm.elf.format import attach_to_of_section
-from pybpfasm.emulator import Arguments, Emulator, EmulatorError, EmulatorFault
+from pybpfasm.emulator import Arguments, Emulator, EmulatorError, EmulatorFault, Skb
 from pybpfasm.extern import kfunc
 from pybpfasm.program import Kind, ProgramSpec
 
@@ -261,3 +270,47 @@ def test_a_misspelt_name_of_the_kernel() -> None:
 
     with pytest.raises(CoreError, match=r"bpf_rcu_read_lokc.*; did you mean 'bpf_rcu_read_lock'\?"):
         program.build().resolve(empty)
+
+
+@sched_cls()
+def asks(b: Asm, ctx: SkBuff) -> None:
+    """Facts of the kernel as numbers: r0 = an enumerator, and whether two are there in its low bits."""
+    core_enum_value(b.r0, "bpf_prog_type", "BPF_PROG_TYPE_XDP", 5)
+    b.r0 <<= 2
+    core_enum_exists(b.r1, "bpf_prog_type", "BPF_PROG_TYPE_XDP")
+    b.r0 += b.r1
+    core_enum_exists(b.r1, "bpf_prog_type", "BPF_PROG_TYPE_NONE_SUCH")
+    b.r1 <<= 1
+    b.r0 += b.r1
+    b.exit()
+
+
+def test_enumerators_and_ids_of_types() -> None:
+    """64 bits wide, and 5 in a run without a kernel, where everything exists."""
+
+    class Task(Struct, kernel_name="task_struct"):
+        tgid = S32()
+
+    @raw_tracepoint()
+    def typed(b: Asm, ctx: RawTracepointArgs) -> None:
+        core_type_id(b.r1, Task)
+        b.ret(0)
+
+    kernel = BtfBuilder()
+    kernel.add_int("int", 4)
+    kernel.add_enum64("bpf_prog_type", {"A": 0, "BPF_PROG_TYPE_XDP": 0xFEDCBA9876543210})
+    kernel.add_struct("task_struct", 4, [])
+    types = Btf.parse(kernel.to_bytes())
+    first = asks.build().resolve(types).instructions
+    assert (first[0].imm64, first[2].imm, first[4].imm) == (0xFEDCBA9876543210, 1, 0)
+    assert typed.build().resolve(types).instructions[0].imm == 3
+    assert Emulator().load(asks.build()).run(Skb(bytes(14))).r0 == 5 << 2 | 3
+    again = read_object(write_object([asks.build()])).program("asks").resolve(types)
+    assert [insn.imm for insn in again.instructions] == [insn.imm for insn in first]
+    b = Asm("f")
+    with pytest.raises(AsmError, match=r"write b\.r1"):
+        core_enum_value(b.w1, "a", "b")
+    with pytest.raises(AsmError, match="r10 is the frame pointer"):
+        core_enum_value(b.r10, "a", "b")
+    with pytest.raises(AsmError, match="'a b' is no C identifier"):
+        core_enum_exists(b.r1, "a b", "c")
