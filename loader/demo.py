@@ -10,6 +10,7 @@ it, nothing is left.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import shlex
@@ -297,7 +298,8 @@ def _run(arguments: argparse.Namespace, printer: Printer) -> dict[str, Any]:
         demo.status()
         if arguments.pause:
             printer.line(f"\nA shell on the server: [bold]nsenter --net={playground.server.path}[/bold]")
-            input("Enter goes on with `down`: ")
+            with contextlib.suppress(EOFError):  # nobody is there to type
+                input("Enter goes on with `down`: ")
         demo.down(envoy)
         with printer.step("processes, namespaces, cgroup and mounts are removed") as remark:
             playground.close()

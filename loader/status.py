@@ -6,10 +6,12 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Mapping
 from dataclasses import asdict
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Any, Final
 
 from loader.errors import LoaderError
 from loader.health import SIGNS, Verdict, examine, oddities
+from loader.holders import FilterHolder
 from loader.instance import Attached, Instance
 from loader.modes import Hook, Target
 from loader.netns import NetNs, interface_is_up, interface_name, listeners
@@ -116,23 +118,38 @@ def _hook(one: Attached, netns: NetNs | None) -> dict[str, Any]:
 
 
 def _beside(one: Attached) -> list[dict[str, Any]]:
-    """The other programs at a TCX hook, and whether they run before ours or after it."""
-    assert one.hook.interface is not None
-    if one.link is None or one.problem:
+    """The other programs at a hook of an interface, and whether they run before ours or after it."""
+    if one.problem:
         return []
-    own = one.link.id
     found: list[dict[str, Any]] = []
     runs = "before"
-    for entry in prog_query(one.hook.interface.index, one.hook.attach_type).entries:
-        if entry.link_id == own:
+    for prog_id, ours in _chain(one):
+        if ours:
             runs = "after"
             continue
         name = "?"
         with contextlib.suppress(LoaderError):
-            with Program.from_id(entry.prog_id) as program:
+            with Program.from_id(prog_id) as program:
                 name = program.info().name
-        found.append({"program_id": entry.prog_id, "name": name, "runs": runs})
+        found.append({"program_id": prog_id, "name": name, "runs": runs})
     return found
+
+
+def _chain(one: Attached) -> list[tuple[int, bool]]:
+    """The programs that run at a hook of an interface, in order, each with whether it is the hook's own."""
+    interface, attach_type = one.hook.interface, one.hook.attach_type
+    assert interface is not None
+    if isinstance(one.holder, FilterHolder):
+        from loader import tc_clsact
+
+        own = one.holder.attachment.name
+        return [(each.prog_id, each.name == own) for each in tc_clsact.filters(interface.index, attach_type)]
+    link = one.link
+    if link is None:
+        return []
+    return [
+        (each.prog_id, each.link_id == link.id) for each in prog_query(interface.index, attach_type).entries
+    ]
 
 
 def _map(name: str, one: Map) -> dict[str, Any]:
@@ -228,10 +245,12 @@ def render(status: Mapping[str, Any], console: Console | None = None) -> None:
         out.print(f"{_sign(Verdict.GOOD)} Envoy's port {envoy['port']} is listened on, at {addresses}")
     if settings:
         out.print(_taken(status), markup=False)
-    for remark in status["remarks"]:
+    remarks = status["remarks"]
+    for remark, following in zip_longest(remarks, remarks[1:]):
         out.print(f"{_sign(Verdict(remark['verdict']))} ", end="")
         out.print(remark["found"], markup=False, soft_wrap=True)
-        if remark["advice"]:
+        # What helps against several things is said once, below the last of them.
+        if remark["advice"] and not (following and following["advice"] == remark["advice"]):
             out.print(f"    → {remark['advice']}", markup=False, soft_wrap=True)
 
     hooks = table("Hooks", "hook", "where", "by", "program", "runs", "ns/run", "")

@@ -136,6 +136,15 @@ def descendants(pid: int) -> list[int]:
     return children + [below for child in children for below in descendants(child)]
 
 
+def test_a_pause_where_nobody_can_type(paused: subprocess.Popen[str]) -> None:
+    """It goes on at the end of standard input, as at Enter."""
+    assert paused.stdin is not None and paused.stdout is not None and paused.stderr is not None
+    paused.stdin.close()
+    out, err = paused.stdout.read(), paused.stderr.read()
+    assert (paused.wait(30), err) == (0, "")
+    assert "nothing is left of it" in out
+
+
 @pytest.mark.parametrize(
     ("number", "status"),
     [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGKILL, -9)],

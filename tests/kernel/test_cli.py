@@ -36,7 +36,7 @@ from pybpfasm.kernel.enums import AttachType, MapType
 from pybpfasm.layout import U32
 from pybpfasm.maps import MapSpec
 from pybpfasm.program import ProgramSpec, sched_cls
-from tests.kernel.instances import Outcome, Site, add_dummy, in_child, set_down, site
+from tests.kernel.instances import Outcome, Site, add_dummy, delete_interface, in_child, set_down, site
 from tests.patience import PATIENCE
 from tests.processes import alive
 
@@ -596,6 +596,16 @@ def test_status_says_what_keeps_connections_away(site: Site) -> None:
             marked.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, 4242)
             marked.connect(("127.0.0.1", 8000))
             assert not any("with mark 4242" in found for found in remarks())
+
+
+def test_advice_is_given_once(site: Site) -> None:
+    index = add_dummy("eth7")
+    site.up(iface="eth7")
+    delete_interface(index)
+    lines = site.run("status").out.splitlines()
+    first = lines.index("✗ egress is detached: interface eth7, or what was attached to it, is gone")
+    assert lines[first + 1] == "✗ ingress is detached: interface eth7, or what was attached to it, is gone"
+    assert lines[first + 2] == "    → `up` with the same options puts right what can be"
 
 
 def test_status_of_what_is_not_up(site: Site) -> None:

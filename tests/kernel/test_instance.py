@@ -9,7 +9,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -611,12 +611,18 @@ def test_a_cgroup_that_goes_is_drift(site: Site, make_cgroup: Callable[[], Cgrou
     site.down()
 
 
-@requires(features.Feature.TCX)
-def test_a_stranger_before_us_is_drift(site: Site) -> None:
+def test_a_stranger_before_us_is_drift(site: Site, method: str) -> None:
     site.up()
-    with Program.load(stranger.build()) as program, Link.tcx(program, 1, INGRESS, first=True):
+    with ExitStack() as stack:
+        program = stack.enter_context(Program.load(stranger.build()))
+        if method == "tcx":
+            stack.enter_context(Link.tcx(program, 1, INGRESS, first=True))
+        else:
+            tc_clsact.attach(program, 1, INGRESS, name="stranger", priority=1)
         (drift,) = site.status()["drift"]
         assert f"program 'stranger' ({program.id}) runs before ingress on lo" in drift
+        (ingress,) = (hook for hook in site.status()["hooks"] if hook["hook"] == "ingress")
+        assert ingress["beside"] == [{"program_id": program.id, "name": "stranger", "runs": "before"}]
         site.down()
 
 
