@@ -94,6 +94,8 @@ def follow(b: Asm, ctx: SkBuff, settings: Settings, key: FlowKey, flags: Mem, fi
         with b.If(~(b.r4 & FLOW_ESTABLISHED)):
             acknowledges(b, ctx, flow, flags, header)
             b.r4 = flow.state
+            with b.If(b.r3 != 0):  # what the server refused before was another's
+                forget_reset(b, settings, flow)
     b.r2 = flags
     with b.If(b.r2 & TCP_FIN):
         b.r3 |= fin
@@ -101,13 +103,7 @@ def follow(b: Asm, ctx: SkBuff, settings: Settings, key: FlowKey, flags: Mem, fi
         b.r3 |= FLOW_RESET
     if from_server:
         with b.If((b.r4 & FLOW_RESET) & ~(b.r2 & TCP_RST)):
-            if settings.timers:
-                b.r5 = ~FLOW_RESET
-                flow.state.lock_and(b.r5)
-                b.r4 = flow.state
-            else:
-                b.r4 &= ~FLOW_RESET
-                flow.state = b.r4
+            forget_reset(b, settings, flow)
     b.r5 = b.r4
     b.r4 |= b.r3
     with b.If(b.r4 != b.r5):
@@ -137,6 +133,17 @@ def follow(b: Asm, ctx: SkBuff, settings: Settings, key: FlowKey, flags: Mem, fi
             b.lea(b.r2, key)
             b.call(Helper.map_delete_elem)
     b.label("followed")
+
+
+def forget_reset(b: Asm, settings: Settings, flow: FlowValue | TimedFlowValue) -> None:
+    """Take `FLOW_RESET` out of the flow's state, which is in r4, before and afterwards. Clobbers r5."""
+    if settings.timers:
+        b.r5 = ~FLOW_RESET
+        flow.state.lock_and(b.r5)
+        b.r4 = flow.state
+    else:
+        b.r4 &= ~FLOW_RESET
+        flow.state = b.r4
 
 
 def queue_up(b: Asm, settings: Settings, key: FlowKey, evicted: Mem) -> None:

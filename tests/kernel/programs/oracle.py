@@ -246,7 +246,7 @@ class Model:
         if fin == FIN_CLIENT:
             # What the server sends says nothing of whether its client exists.
             if flags & ACK and 0 <= _ahead(found.ack, self.syn_acks.get(key, 0) + 1) < NEAR:
-                flow[1] |= ESTABLISHED
+                flow[1] = flow[1] if flow[1] & ESTABLISHED else flow[1] & ~RESET | ESTABLISHED
         elif flags & SYN:
             flow[1] = 0
             self.syn_acks[key] = found.seq

@@ -720,6 +720,7 @@ def test_timers_remove_what_has_ended_and_nothing_else(rig_of: Callable[[str], R
         connection(11, *opened),
         connection(16, *opened, ("<", SYN | ACK), (">", ACK)),  # the acknowledgement was lost
         connection(17, *opened[:2], (">", ACK, forged), ("<", RST), *opened[2:], ("<", ACK)),
+        connection(18, *opened[:2], (">", ACK, forged), ("<", RST), *opened[2:]),
         connection(12, *opened, (">", FIN | ACK)),
         connection(13, *opened, ("<", FIN | ACK), (">", ACK)),
         connection(14, *opened, (">", RST), ("<", ACK)),  # the server did not believe the reset
