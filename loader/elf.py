@@ -7,6 +7,7 @@ with load(Path("filter.o").read_bytes()) as loaded:
 
 from __future__ import annotations
 
+import mmap
 import os
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
@@ -16,7 +17,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Final, Self
 
 from loader.errors import UsageError
-from loader.objects import Map, Program
+from loader.objects import Map, Program, possible_cpus
 from loader.vmlinux import kernel_symbol, kernel_types
 from pybpfasm.elf import ObjectFile, ObjectMap, ObjectProgram, read_object
 from pybpfasm.kernel.enums import MapType, ProgType
@@ -88,7 +89,8 @@ def load(
             else:
                 if spec.config:
                     spec = replace(spec, contents=_configured(source, spec))
-                loaded.maps[name] = loaded._stack.enter_context(Map.create(spec))
+                made = Map.create(spec, max_entries=_entries(spec))
+                loaded.maps[name] = loaded._stack.enter_context(made)
         for name, program in chosen.items():
             loaded.programs[name] = loaded._stack.enter_context(_load(program, loaded.maps))
         for name, spec in source.maps.items():
@@ -98,6 +100,16 @@ def load(
         loaded.close()
         raise
     return loaded
+
+
+def _entries(spec: ObjectMap) -> int:
+    """How many entries a map gets where the object leaves that open, as libbpf has it: perf events one for
+    each CPU, ring buffers the next size that the kernel takes."""
+    if spec.type is MapType.PERF_EVENT_ARRAY and not spec.max_entries:
+        return possible_cpus()
+    if spec.type in (MapType.RINGBUF, MapType.USER_RINGBUF) and spec.max_entries:
+        return max(mmap.PAGESIZE, 1 << (spec.max_entries - 1).bit_length())
+    return spec.max_entries
 
 
 def _configured(source: ObjectFile, spec: ObjectMap) -> bytes:

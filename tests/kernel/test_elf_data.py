@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import shutil
 import subprocess
@@ -14,7 +15,7 @@ import pytest
 from loader.bpffs import BpfFs
 from loader.elf import kernel_types, load
 from loader.errors import BpfError
-from loader.objects import Map, Program
+from loader.objects import Map, Program, possible_cpus
 from pybpfasm.asm import Asm
 from pybpfasm.core import CoreError, core_exists, core_load, core_size
 from pybpfasm.elf import read_object, write_object
@@ -204,3 +205,17 @@ def test_tail_calls() -> None:
             loaded.programs["dispatch"].test_run(bytes(n)).retval for n in (20, 64, 127, 128, 191, 192)
         ]
     assert results == [6, 5, 5, 7, 7, 5]
+
+
+def test_sizes_that_an_object_leaves_to_whoever_loads_it() -> None:
+    """As libbpf does: events for each CPU, the next size of a ring buffer that is one."""
+    maps = [
+        MapSpec("events", MapType.PERF_EVENT_ARRAY, 4, 4, 0),
+        MapSpec("ring", MapType.RINGBUF, None, None, mmap.PAGESIZE + 1),
+        MapSpec("small", MapType.RINGBUF, None, None, 1),
+        MapSpec("plain", MapType.ARRAY, 4, 4, 5),
+    ]
+    with load(write_object([], maps)) as loaded:
+        entries = {name: found.max_entries for name, found in loaded.maps.items()}
+    page = mmap.PAGESIZE
+    assert entries == {"events": possible_cpus(), "ring": 2 * page, "small": page, "plain": 5}
