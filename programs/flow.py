@@ -150,8 +150,8 @@ def queue_up(b: Asm, settings: Settings, key: FlowKey, evicted: Mem) -> None:
     """Note the flow of *key*, that is about to be, among those without a complete handshake.
 
     The one whose place it gets goes, if its handshake is not complete even now, and *evicted* counts it: so a
-    flood of SYNs from nowhere can't fill the flow map, nor do harm to what is established. Two CPUs may get
-    one place; what is noted nowhere goes by its timer. Clobbers r0 to r5 and r7.
+    flood of SYNs from nowhere can't fill the flow map, nor do harm to what is established. Clobbers r0 to r5
+    and r7.
     """
     number = b.u32[b.stack_bytes(8)]
     kept, done = Label("place_is_free"), Label("queued")
@@ -164,10 +164,14 @@ def queue_up(b: Asm, settings: Settings, key: FlowKey, evicted: Mem) -> None:
         if not last:
             counted = HalfOpen(b.r0).next
             b.r1 = 1
-            counted.lock_add(b.r1)
-            b.r2 = counted
-            b.r2 &= settings.half_open_capacity - 1
-            number.store(b.r2)
+            if settings.timers:
+                counted.fetch_add(b.r1)
+                b.r1 += 1
+            else:  # see `follow`: two CPUs that meet here can get one place, and one evict the other's flow
+                counted.lock_add(b.r1)
+                b.r1 = counted
+            b.r1 &= settings.half_open_capacity - 1
+            number.store(b.r1)
     b.r7 = b.r0
     place = HalfOpen(b.r7).key
     b.r1 = maps(settings).flows
