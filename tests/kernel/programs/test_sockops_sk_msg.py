@@ -728,6 +728,38 @@ SLACK = 12 << 20
 PLENTY = 96 << 20
 
 
+# --- MPTCP. -------------------------------------------------------------------------------------------------
+
+
+def test_an_application_that_listens_with_mptcp(rig: Rig, needs: Callable[..., None]) -> None:
+    """Go does since 1.24. Envoy's TCP is left to TCP, and enrolled; MPTCP is not."""
+    needs(Feature.FIONREAD)  # kernels where it is wrong are older than a mend without which this can crash
+    try:
+        listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_MPTCP)
+    except OSError as error:
+        assert error.errno == errno.EPROTONOSUPPORT  # this kernel has none
+        return
+    with listener:
+        listener.settimeout(5)
+        listener.bind(("127.0.0.1", SERVICE))
+        listener.listen()
+        for protocol, moved in (
+            (socket.IPPROTO_TCP, {**PAIR, "sk_msg.redirected_messages": 6}),
+            (socket.IPPROTO_MPTCP, {"sockops.failed": 1, "sockops.peer_not_enrolled": 1}),
+        ):
+            envoy = socket.socket(socket.AF_INET, socket.SOCK_STREAM, protocol)
+            envoy.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, struct.pack("=I", MARK))
+            envoy.settimeout(5)
+            envoy.connect(("127.0.0.1", SERVICE))
+            app, _ = listener.accept()
+            app.settimeout(5)
+            with Pair(envoy, app) as pair:
+                exchange(pair, b"tag")
+                found = rig.moved()
+                found.pop("sk_msg.redirected_bytes", None)
+                assert found == moved
+
+
 # --- Kernel TLS. --------------------------------------------------------------------------------------------
 
 
