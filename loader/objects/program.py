@@ -6,7 +6,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
@@ -16,6 +16,7 @@ from loader.errors import ENOTSUPP, BpfError, KernelFeatureError, LoaderError, U
 from loader.objects.btf import Btf
 from loader.objects.map import Map
 from loader.objects.owned import Owned, PathLike, enum_or_int, open_id, open_kind
+from pybpfasm.errors import suggestion
 from pybpfasm.kernel.enums import AttachType, Cmd, ProgType
 
 if TYPE_CHECKING:
@@ -109,22 +110,29 @@ class Program(Owned):
     def load(
         cls,
         spec: ProgramLike,
-        map_fds: Mapping[str, int | Map] | None = None,
+        map_fds: Mapping[str, int | Map] | Iterable[Map] | None = None,
         *,
         log_level: int = 0,
         types: Types | None = None,
     ) -> Program:
         """Load a program with its BTF, function and line information.
 
-        ``map_fds`` gives the map (or its descriptor) for each name in ``spec.maps``. The first attempt asks
-        for no log, because that is faster; after a rejection the second one does, and
+        ``map_fds`` gives the map (or its descriptor) for each name in ``spec.maps``, or is a list of maps,
+        which go by their names; more than the program names may be there. The first attempt asks for no log,
+        because that is faster; after a rejection the second one does, and
         :class:`~loader.verifier.VerifierError` explains it with the Python lines. ``log_level`` asks for a
         log in any case (:attr:`log`).
 
         What the program has left to the kernel (CO-RE, kernel functions, the function that a tracing program
         is for) is found in ``types``, by default the running kernel's. Raises
-        :class:`~pybpfasm.core.CoreError` or :class:`~loader.errors.KernelFeatureError` for what is missing.
+        :class:`~loader.errors.UsageError` where a map is not given, and
+        :class:`~pybpfasm.core.CoreError` or :class:`~loader.errors.KernelFeatureError` for what the kernel
+        lacks.
         """
+        if not hasattr(spec, "code"):
+            name = getattr(spec, "name", repr(spec))
+            raise UsageError(f"{name} is no program that could be loaded", hint=f"build it: {name}.build(…)")
+        fds = _descriptors(spec, map_fds)
         attach_id = 0
         if getattr(spec, "unresolved", ()) or spec.type in _LOADED_FOR:
             from loader import vmlinux
@@ -133,7 +141,6 @@ class Program(Owned):
             spec = _resolved(spec, types)
             if spec.type in _LOADED_FOR:
                 attach_id = _attach_id(spec, types)
-        fds = {name: m.fd if isinstance(m, Map) else m for name, m in (map_fds or {}).items()}
         code = spec.code(fds)
         btf_data = spec.btf()
         btf = Btf.load(btf_data) if btf_data else None
@@ -303,7 +310,12 @@ class Program(Owned):
                     feature=f"PROG_TEST_RUN of {name}",
                     hint="run it on real traffic, or in the emulator",
                 ) from None
-            raise explain(error.about(f"program {self.name!r}"), ("CAP_BPF", "CAP_NET_ADMIN")) from None
+            hint = ""
+            if error.errno == errno.EINVAL and 0 < len(data) < 14:
+                hint = "a packet has 14 bytes at least, its Ethernet header"
+            raise explain(
+                error.about(f"program {self.name!r}", hint=hint), ("CAP_BPF", "CAP_NET_ADMIN")
+            ) from None
         return RunResult(retval, out, ctx_out, duration)
 
     def __repr__(self) -> str:
@@ -312,6 +324,20 @@ class Program(Owned):
 
 # The verifier knows the arguments of these by what they are loaded for.
 _LOADED_FOR = frozenset({ProgType.TRACING, ProgType.LSM})
+
+
+def _descriptors(spec: ProgramLike, given: Mapping[str, int | Map] | Iterable[Map] | None) -> dict[str, int]:
+    """The descriptors of the maps that a program names."""
+    if not isinstance(given, Mapping):
+        given = {one.name: one for one in given or ()}
+    for one in getattr(spec, "maps", ()):
+        if one.name not in given:
+            raise UsageError(
+                f"program {spec.name!r} names map {one.name!r}, which it was not given"
+                f"{suggestion(one.name, given)}",
+                hint=f'Program.load(spec, {{"{one.name}": Map.create(…)}})',
+            )
+    return {name: one.fd if isinstance(one, Map) else one for name, one in given.items()}
 
 
 def _resolved(spec: ProgramLike, types: Types) -> ProgramLike:

@@ -26,7 +26,7 @@ from pybpfasm.isa import CallKind
 from pybpfasm.kernel.enums import BPF_F_RDONLY_PROG, Helper, MapType
 from pybpfasm.layout import Struct
 from pybpfasm.maps import MapSpec
-from pybpfasm.program import ProgramSpec
+from pybpfasm.program import ProgramSpec, Template
 
 __all__ = ["Emulator", "Timer"]
 
@@ -105,6 +105,8 @@ class Emulator:
 
         Raises `EmulatorError`.
         """
+        if isinstance(spec, Template):
+            raise EmulatorError(f"{spec.name} has not been built yet: load({spec.name}.build(…))")
         self._check_order(spec)
         return self.loaded(Program(self, spec, self.engine if engine is None else engine))
 

@@ -11,6 +11,7 @@ from weakref import WeakKeyDictionary
 
 from pybpfasm import isa
 from pybpfasm.emulator import interpret, translate
+from pybpfasm.emulator.context import Context
 from pybpfasm.emulator.faults import EmulatorError, EmulatorFault
 from pybpfasm.emulator.maps import Array, Map
 from pybpfasm.emulator.memory import Opaque, Region
@@ -20,7 +21,6 @@ from pybpfasm.isa import LD_IMM64, CallKind, Imm64
 from pybpfasm.program import ProgramSpec
 
 if TYPE_CHECKING:
-    from pybpfasm.emulator.context import Context
     from pybpfasm.emulator.emulator import Emulator
 
 __all__ = ["Program"]
@@ -200,6 +200,11 @@ class Program:
         """
         steps: list[Step] | None = [] if trace else None
         if context is not None:
+            if not isinstance(context, Context):
+                raise EmulatorError(
+                    f"{self.spec.name} runs on a context, as in run(Skb(packet)) or run(Xdp(packet)), "
+                    f"not on {type(context).__name__}"
+                )
             context.check(self.spec)
         run = Run(self, context, budget=budget, trace=steps)
         self.prepare(trace)

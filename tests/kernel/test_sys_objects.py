@@ -315,6 +315,32 @@ def test_programs_and_sockets_in_maps() -> None:
         assert one not in kept
 
 
+@sched_cls()
+def counts_flows(b: Asm, ctx: SkBuff) -> None:
+    b.r1 = FLOWS
+    b.r1 = COUNTS
+    b.ret(0)
+
+
+def test_a_program_gets_its_maps_by_name_or_in_a_list() -> None:
+    spec = counts_flows.build()
+    with Map.create(FLOWS) as flows, Map.create(COUNTS) as counts, Map.create(NUMBERS) as more:
+        given: dict[str, Map | int] = {"flows": flows, "counts": counts.fd}
+        Program.load(spec, given).close()
+        Program.load(spec, [more, counts, flows]).close()
+        with pytest.raises(
+            UsageError, match="'counts_flows' names map 'flows', which it was not given"
+        ) as caught:
+            Program.load(spec)
+        assert 'Program.load(spec, {"flows": Map.create(…)})' in caught.value.hint
+        with pytest.raises(UsageError, match="map 'counts', which it was not given; did you mean 'count'"):
+            Program.load(spec, {"flows": flows, "count": counts})
+    not_built: Any = counts_flows
+    with pytest.raises(UsageError, match="counts_flows is no program that could be loaded") as caught:
+        Program.load(not_built)
+    assert "counts_flows.build(" in caught.value.hint
+
+
 def test_creating_what_cannot_be_says_what_it_was() -> None:
     spec = MapSpec("wrong", MapType.ARRAY, 8, 8, 4)  # the key of an array is 4 bytes
     with pytest.raises(BpfError, match=r"map 'wrong' \(array, keys of 8 bytes.*EINVAL") as caught:
@@ -369,6 +395,9 @@ def test_load_run_and_info() -> None:
         assert program.xlated() == answer.build(7).code()
         with Program.from_id(info.id) as again:
             assert again.info().tag == info.tag
+        with pytest.raises(BpfError) as caught:
+            program.test_run(bytes(13))
+        assert caught.value.errno == errno.EINVAL and "14 bytes at least" in caught.value.hint
     with Program.load(answer.build(TcxAction.NEXT)) as program:
         run = program.test_run(bytes(64))
         assert (run.retval, run.action) == (0xFFFFFFFF, TcxAction.NEXT)

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from pybpfasm.asm import Asm
@@ -298,6 +300,19 @@ def test_timers_fire_when_time_passes() -> None:
     assert emulator.advance(1000) == 2
     assert len(table) == 0 and emulator.pending_timers == 0
     assert emulator.now == 1_000_000_000 + 1100
+
+
+def test_what_is_given_in_place_of_a_program_or_a_context() -> None:
+    @sched_cls()
+    def nothing(b: Asm, ctx: SkBuff) -> None:
+        b.ret(0)
+
+    template: Any = nothing
+    with pytest.raises(EmulatorError, match=r"nothing has not been built yet: load\(nothing.build\(…\)\)"):
+        Emulator().load(template)
+    packet: Any = bytes(64)
+    with pytest.raises(EmulatorError, match=r"nothing runs on a context, as in .*, not on bytes"):
+        Emulator().load(nothing.build()).run(packet)
 
 
 def test_time_is_whole_and_goes_on() -> None:
