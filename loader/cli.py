@@ -9,10 +9,8 @@ one with ``--debug``. What a command needs is imported when it runs, so that ``u
 from __future__ import annotations
 
 import argparse
-import codecs
 import contextlib
 import errno
-import io
 import os
 import sys
 import time
@@ -20,6 +18,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from loader.errors import MORE_FILES, LoaderError, UsageError
+from pybpfasm import streams
 from pybpfasm.version import ShowVersion
 
 if TYPE_CHECKING:
@@ -92,8 +91,7 @@ _clock = Clock()
 
 def say(text: str) -> None:
     """Print a line for people on standard error."""
-    if sys.stderr is not None:  # closed, and to print there would be to print on standard output
-        print(text, file=sys.stderr, flush=True)
+    print(text, file=sys.stderr, flush=True)
 
 
 def warn(text: str) -> None:
@@ -507,7 +505,7 @@ def _status(arguments: argparse.Namespace) -> int:
         raise UsageError(
             f"--watch takes a number of seconds above 0, at most {LONGEST_WATCH}", hint="write --watch 1"
         )
-    clears = sys.stdout is not None and sys.stdout.isatty() and os.environ.get("TERM") not in ("dumb", None)
+    clears = sys.stdout.isatty() and os.environ.get("TERM") not in ("dumb", None)
     while True:
         if clears and not arguments.json:
             print("\x1b[H\x1b[2J", end="")
@@ -610,9 +608,7 @@ COMMANDS: Final[dict[str, Callable[[argparse.Namespace], int]]] = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit status. Nothing but SystemExit(0) of --help is ever raised."""
     words = list(sys.argv[1:] if argv is None else argv)
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors=_PLAINER)
+    streams.prepare()
     try:
         return _run_and_flush(words)
     except KeyboardInterrupt:
@@ -680,19 +676,6 @@ def _explain(error: Exception, words: Sequence[str], full: bool) -> tuple[str, s
 _PACKAGES: Final = ("pyroute2", "rich")
 # The errno values with which a write to a file of somebody's choice fails.
 _OUTPUT_FAILS: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
-
-
-_PLAINER: Final = "pybpfasm-plainer"  # how characters are written that the encoding does not have
-_PLAIN: Final = {"✓": "+", "✗": "x", "→": "->", "…": "..."}
-
-
-def _plainer(error: UnicodeError) -> tuple[str, int]:
-    if not isinstance(error, UnicodeEncodeError):
-        raise error
-    return "".join(_PLAIN.get(one, "?") for one in error.object[error.start : error.end]), error.end
-
-
-codecs.register_error(_PLAINER, _plainer)
 
 
 def _give_up_output() -> None:

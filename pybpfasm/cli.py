@@ -29,6 +29,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final
 
+from pybpfasm import streams
 from pybpfasm.errors import PybpfasmError, suggestion
 from pybpfasm.version import ShowVersion
 
@@ -63,6 +64,7 @@ class UsageError(CliError):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit status."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    streams.prepare()
     foreign = {"check": "check", "elf": "elf.cli"}.get(arguments[0] if arguments else "")
     if foreign is not None:
         # The findings of a check are a list, to which it adds what it cannot read.
@@ -523,7 +525,7 @@ def _asm(options: argparse.Namespace) -> int:
 def _dis(options: argparse.Namespace) -> int:
     specs = load_programs(options.target, options.byteorder, options.level)
     words = "\n".join(spec.listing(lines=not options.no_lines) for spec in specs)
-    _write(words.encode(sys.stdout.encoding or "utf-8", "replace"), None, options.target)
+    _write(words.encode(sys.stdout.encoding or "utf-8", sys.stdout.errors or "replace"), None, options.target)
     return 0
 
 
@@ -539,13 +541,14 @@ def _foreign(module: str, arguments: list[str]) -> int:
     """A command that a part of the library brings."""
     try:
         found = importlib.import_module(f"pybpfasm.{module}")
+    except ModuleNotFoundError as error:
+        if not (error.name or "").startswith("pybpfasm"):
+            raise
+        raise CliError(f"{module} is not part of this installation") from error
+    try:
         return int(found.main(arguments))
     except SystemExit as stop:  # argparse has shown the help, or what is wrong
         return stop.code if isinstance(stop.code, int) else 2
-    except (ModuleNotFoundError, AttributeError) as error:
-        if isinstance(error, ModuleNotFoundError) and not (error.name or "").startswith("pybpfasm"):
-            raise
-        raise CliError(f"{module} is not part of this installation") from error
 
 
 def _run(options: argparse.Namespace) -> int:

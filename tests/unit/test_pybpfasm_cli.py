@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -388,6 +389,49 @@ def test_as_a_process(text: str) -> None:
         process.stdout.close()
         assert process.stderr.read() == b""
         assert process.wait(60) == 1
+
+
+ACCENTS = """
+from pybpfasm.program import sched_cls
+
+@sched_cls(name="wrong")
+def wrong(b, ctx):
+    b.r6 = 1  # \u00e9 \u2192 \u6f22
+    b.r0 = b.u8[b.r6 + 5]  # \u00e9 \u2192 \u6f22
+    b.exit()
+"""
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+@pytest.mark.parametrize("command", ["dis", "check", "run --trace", "elf --listing"])
+def test_what_the_encoding_does_not_have(command: str, encoding: str, tmp_path: Path) -> None:
+    """Lines of Python are printed with what is in them."""
+    path = tmp_path / "accents.py"
+    path.write_text(ACCENTS, encoding="utf-8")
+    assert main(["elf", f"{path}:wrong", "-o", str(tmp_path / "accents.o")]) == 0
+    target = str(tmp_path / "accents.o") if command.startswith("elf") else f"{path}:wrong"
+    done = subprocess.run(
+        [sys.executable, "-m", "pybpfasm", *command.split(), target],
+        cwd=ROOT,
+        capture_output=True,
+        env={**os.environ, "PYTHONIOENCODING": encoding},
+    )
+    assert b"Traceback" not in done.stderr
+    shown = {"ascii": "? -> ?", "latin-1": "\u00e9 -> ?", "utf-8": "\u00e9 \u2192 \u6f22"}[encoding]
+    assert f"b.r0 = b.u8[b.r6 + 5]  # {shown}".encode(encoding) in done.stdout
+
+
+@pytest.mark.parametrize("closed", [(0,), (1,), (2,), (0, 1, 2)])
+@pytest.mark.parametrize("command", ["dis", "check", "run --trace", "run --step", "asm", "cfg", "elf"])
+def test_closed_streams(command: str, closed: tuple[int, ...], module: str) -> None:
+    target = "/no/such" if command == "elf" else f"{module}:made"
+    words = [sys.executable, "-m", "pybpfasm", *command.split(), target]
+    code = f"import os; [os.close(fd) for fd in {closed}]; os.execv({sys.executable!r}, {words!r})"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True
+    )
+    assert done.returncode == (1 if command == "elf" else 0)
+    assert b"Traceback" not in done.stderr
 
 
 def test_an_error_says_which_file_it_is_in(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
