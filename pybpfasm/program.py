@@ -448,6 +448,8 @@ def subprogram(*arguments: str) -> Callable[[Callable[..., None]], Subprogram]:
 
     @subprogram("data", "length")
     def sum_bytes(b: Asm) -> None: ...
+
+    Raises `AsmError` for more arguments, and for what is no plain function.
     """
     if len(arguments) > 5:
         raise AsmError(
@@ -472,6 +474,7 @@ def global_function(context: type[Struct], *arguments: str) -> Callable[[Callabl
 
     It takes the program's context, of type *context*, in r1, and in r2 and up at most four integers, of which
     nothing is known inside; of its result the caller knows as little. So there are fewer states to follow.
+    Raises `AsmError` for more arguments, and for what is no plain function.
     """
     if len(arguments) > 4:
         raise AsmError(

@@ -299,7 +299,7 @@ class Asm:
     def stack_bytes(self, size: int) -> Address:
         """The address of *size* fresh bytes of stack, 8-byte aligned.
 
-        Their contents are not set.
+        Their contents are not set. Raises `AsmError` above 512 bytes in all.
         """
         if not isinstance(size, int) or size < 1:
             raise self._error(f"{size!r} bytes of stack can't be had: at least 1")
@@ -340,7 +340,10 @@ class Asm:
             )
 
     def zero(self, what: Struct, start: int = 0) -> None:
-        """Store zeros over *what* from byte *start*: as few aligned stores as the size allows."""
+        """Store zeros over *what* from byte *start*: as few aligned stores as the size allows.
+
+        Raises `AsmError` for what is no view of a structure.
+        """
         if not isinstance(what, Struct):
             raise self._error(f"zero takes a view of a structure, not {a(what)}")
         address, size = what.address, what.sizeof

@@ -117,7 +117,8 @@ def addr_space_cast(value: Reg, to: int, source: int) -> Unary:
     """``rN = addr_space_cast(rM, to, source)``: a pointer of one address space as one of the other (Linux
     6.9).
 
-    0 is the kernel's, 1 that of an arena's user space, and only casts between these exist.
+    0 is the kernel's, 1 that of an arena's user space, and only casts between these exist: others are
+    an `AsmError`.
     """
     if (to, source) not in ((0, 1), (1, 0)):
         raise AsmError(

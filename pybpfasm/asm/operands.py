@@ -176,7 +176,7 @@ class Mem(NoOperand):
 
     @property
     def signed(self) -> Mem:
-        """The same memory, loaded with sign extension (``ldsx``, ISA v4)."""
+        """The same memory, loaded with sign extension (``ldsx``, ISA v4); raises `AsmError` for 8 bytes."""
         if self.size == 8:
             raise self.asm._error("an 8-byte load has no bits left to extend into")
         mem = Mem(self.asm, self.base, self.offset, self.size, self.is_big, self.field, self.index)

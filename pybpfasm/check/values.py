@@ -81,6 +81,7 @@ class State:
         self.refs = refs  # origin of a reference -> index of the call that took it
 
     def copy(self) -> State:
+        """The same, to be changed by itself."""
         return State(self.regs.copy(), self.stack.copy(), self.written, self.refs.copy())
 
     def join(self, other: State, certain: bool) -> bool:
@@ -118,6 +119,7 @@ class State:
 
 
 def join(a: Value, b: Value, certain: bool) -> Value:
+    """What is known where two ways meet, on which it was *a* and *b*."""
     ka, kb = a[0], b[0]
     if ka <= MAYBE or kb <= MAYBE:
         if ka == kb == UNSET:
@@ -138,16 +140,19 @@ def join(a: Value, b: Value, certain: bool) -> Value:
 
 
 def signed(value: int, bits: int = 64) -> int:
+    """The number that the lowest *bits* are in two's complement."""
     return value - (1 << bits) if value >> (bits - 1) else value
 
 
 def extended(value: Value, bits: int) -> Value:
+    """After a move that extends the sign of the lowest *bits* to 64."""
     if value[0] == CONST:
         return (CONST, signed(value[1] & ((1 << bits) - 1), bits) & U64)
     return NUMBER
 
 
 def low32(value: Value) -> Value:
+    """After a move of 32 bits, which clears the upper half."""
     if value[0] == CONST:
         return (CONST, value[1] & U32)
     if value[0] == FREE and value[3] <= U32:
@@ -156,6 +161,7 @@ def low32(value: Value) -> Value:
 
 
 def in_place(insn: Instruction, op: int, wide: bool, left: Value) -> Value:
+    """After a negation or a byte swap."""
     if left[0] == ANY or left[0] == MIXED:
         return UNKNOWN
     if op == Alu.NEG and left[0] == CONST:
@@ -168,6 +174,7 @@ def in_place(insn: Instruction, op: int, wide: bool, left: Value) -> Value:
 
 
 def fold(op: int, wide: bool, a: int, b: int) -> Value:
+    """The result of arithmetic with two known numbers."""
     mask = U64 if wide else U32
     a &= mask
     b &= mask
@@ -192,6 +199,7 @@ def fold(op: int, wide: bool, a: int, b: int) -> Value:
 
 
 def compare(op: int, a: int, b: int, bits: int) -> bool:
+    """The outcome of a comparison of two known numbers, as numbers of *bits*."""
     mask = (1 << bits) - 1
     a &= mask
     b &= mask

@@ -106,6 +106,7 @@ class Spec:
 
     @classmethod
     def local(cls, relocation: CoreRelocation) -> Spec:
+        """Where a relocation's field is in its own BTF; raises `CoreError` where it leads nowhere."""
         btf = relocation.local
         spec = cls(btf, relocation.type_id)
         parts = relocation.access.split(":")
@@ -167,4 +168,5 @@ def essential(name: str) -> str:
 
 
 def same_kind(one: BtfType, other: BtfType) -> bool:
+    """Whether two types are of one kind, enumerations of either width among them."""
     return one.kind == other.kind or (one.kind in ENUMS and other.kind in ENUMS)

@@ -290,6 +290,8 @@ def _flavours(btf: Btf, name: str) -> set[str]:
 
 
 def calculate(kind: CoreKind, spec: Spec) -> Answer:
+    """The number that a relocation of *kind* asks of the place *spec*; raises `CoreError` where there is
+    none."""
     btf = spec.btf
     if kind == CoreKind.TYPE_ID_LOCAL or kind == CoreKind.TYPE_ID_TARGET:
         return Answer(spec.root)

@@ -126,7 +126,11 @@ class Emulator:
             )
 
     def map(self, which: MapSpec | str) -> Map:
-        """The map of a spec, made where there is none yet, or that of a name."""
+        """The map of a spec, made where there is none yet, or that of a name.
+
+        Raises `EmulatorError` for an unknown name, a type without a model and another map of the name,
+        `MapError` with EINVAL for a map that the kernel would not create.
+        """
         if isinstance(which, str):
             found = self.maps.get(which)
             if found is None:
