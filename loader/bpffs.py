@@ -55,6 +55,14 @@ _RENAME_NOREPLACE, _RENAME_EXCHANGE = 1, 2  # linux/fs.h
 _AT_FDCWD = -100
 
 
+# Where a mount would end with the loader, and what to do about it.
+ALONE = "no other process is in the mount namespace of this one"
+ALONE_ADVICE = (
+    "`ip netns exec` does that: leave it out, and name the network namespace with --netns. Elsewhere mount "
+    "one first: mount -t bpf bpf /sys/fs/bpf"
+)
+
+
 # --- the mount table ----------------------------------------------------------------------------------------
 
 

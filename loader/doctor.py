@@ -137,7 +137,14 @@ def _jit() -> Iterator[Finding]:
 
 
 def _bpffs() -> Iterator[Finding]:
-    from loader.bpffs import DEFAULT_MOUNT, READ_ONLY_ADVICE, BpfFs
+    from loader.bpffs import (
+        ALONE,
+        ALONE_ADVICE,
+        DEFAULT_MOUNT,
+        READ_ONLY_ADVICE,
+        BpfFs,
+        in_mount_namespace_alone,
+    )
 
     fs = BpfFs.find(read_only=True)
     if fs is not None:
@@ -153,6 +160,9 @@ def _bpffs() -> Iterator[Finding]:
             return
         if names:
             yield Finding("instances", Verdict.GOOD, ", ".join(names))
+    elif in_mount_namespace_alone():
+        what = f"not mounted, and {ALONE}: what `up` mounts would end with it"
+        yield Finding("bpf file system", Verdict.BAD, what, ALONE_ADVICE)
     elif DEFAULT_MOUNT.is_dir():
         yield Finding("bpf file system", Verdict.GOOD, f"not mounted; `up` mounts one at {DEFAULT_MOUNT}")
     else:

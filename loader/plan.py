@@ -193,9 +193,8 @@ def _refuse_short_lived(request: Request) -> None:
     if request.bpffs is None and BpfFs.find() is None and bpffs.in_mount_namespace_alone():
         raise LoaderError(
             "no bpf file system is mounted here, and one mounted now would end with this process, the proxy "
-            "with it: no other process is in its mount namespace",
-            hint="`ip netns exec` does that: leave it out, and name the network namespace with --netns. "
-            "Elsewhere mount one first: mount -t bpf bpf /sys/fs/bpf",
+            f"with it: {bpffs.ALONE}",
+            hint=bpffs.ALONE_ADVICE,
         )
 
 

@@ -430,6 +430,8 @@ def test_a_mount_that_would_end_with_the_loader_is_not_made(
         unshare(CLONE_NEWNS)
         status = unmounted(*UP)
         assert "would end with this process" in capsys.readouterr().err
+        unmounted("doctor")
+        assert "what `up` mounts would end with it" in " ".join(capsys.readouterr().out.split())
         return status
 
     assert in_child(alone) == 1
