@@ -41,7 +41,8 @@ INTERNAL = frozenset(
         "extern.py",
         "layout.py",
         "maps.py",
-        "program.py",
+        "program/functions.py",
+        "program/template.py",
     )
 )
 known_modules: dict[str, str] = {}

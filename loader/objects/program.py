@@ -110,14 +110,14 @@ class Program(Owned):
     def load(
         cls,
         spec: ProgramLike,
-        map_fds: Mapping[str, int | Map] | Iterable[Map] | None = None,
+        maps: Mapping[str, int | Map] | Iterable[Map] | None = None,
         *,
         log_level: int = 0,
         types: Types | None = None,
     ) -> Program:
         """Load a program with its BTF, function and line information.
 
-        ``map_fds`` gives the map (or its descriptor) for each name in ``spec.maps``, or is a list of maps,
+        ``maps`` gives the map (or its descriptor) for each name in ``spec.maps``, or is a list of maps,
         which go by their names; more than the program names may be there. The first attempt asks for no log,
         because that is faster; after a rejection the second one does, and
         :class:`~loader.verifier.VerifierError` explains it with the Python lines. ``log_level`` asks for a
@@ -132,7 +132,7 @@ class Program(Owned):
         if not hasattr(spec, "code"):
             name = getattr(spec, "name", repr(spec))
             raise UsageError(f"{name} is no program that could be loaded", hint=f"build it: {name}.build(…)")
-        fds = _descriptors(spec, map_fds)
+        fds = _descriptors(spec, maps)
         attach_id = 0
         if getattr(spec, "unresolved", ()) or spec.type in _LOADED_FOR:
             from loader import vmlinux
