@@ -163,7 +163,9 @@ def _add_proxy(parser: argparse.ArgumentParser) -> None:
         help="the same as --accelerate never",
     )
     parser.add_argument(
-        "--netns", metavar="NETNS", help="network namespace of the interfaces: a name, a path or a process id"
+        "--netns",
+        metavar="NETNS",
+        help="network namespace of the interfaces: a name, a path or a process id (default: this one)",
     )
     parser.add_argument(
         "--cgroup", metavar="DIR", help="cgroup2 directory of Envoy and the application (default: the root)"

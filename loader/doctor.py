@@ -200,8 +200,12 @@ def _envoy() -> Iterator[Finding]:
             f"port {DEFAULT_ENVOY_PORT}",
             Verdict.NOTE,
             "nothing listens there",
-            "start Envoy, or say with --envoy-port where it listens",
+            "start Envoy, or tell `up` with --envoy-port where it listens",
         )
+
+
+_UNTRIED: Final = "could not be tried: "
+_AS_ROOT: Final = "run doctor as root"
 
 
 def _features() -> Iterator[Finding]:
@@ -212,9 +216,7 @@ def _features() -> Iterator[Finding]:
         elif found.support is Support.UNSUPPORTED:
             yield Finding(feature.value, verdict, f"missing: {found.reason}", without)
         else:
-            yield Finding(
-                feature.value, Verdict.NOTE, f"could not be tried: {found.reason}", "run doctor as root"
-            )
+            yield Finding(feature.value, Verdict.NOTE, f"{_UNTRIED}{found.reason}", _AS_ROOT)
 
 
 def run(
@@ -253,12 +255,21 @@ def _bad(findings: Iterable[Finding]) -> list[str]:
 def _print(everything: bool, out: Callable[[str], None]) -> list[Finding]:
     """Print as findings come; lines are broken for a terminal, and left whole for what else may read them."""
     findings = []
+    untried = []
+    lacking = bool(missing_capabilities(NEEDED))
     for finding in examine():
         findings.append(finding)
+        if lacking and finding.advice == _AS_ROOT:
+            untried.append(finding.what)  # one reason for all of them, which has been named above
+            continue
         found = "" if finding.found == "there" else f": {finding.found}"
         _paragraph(out, f"{SIGNS[finding.verdict]} ", f"{finding.what}{found}")
         if finding.advice:
             _paragraph(out, "    → ", finding.advice)
+    if untried:
+        sign = f"{SIGNS[Verdict.NOTE]} "
+        _paragraph(out, sign, f"without these capabilities could not be tried: {'; '.join(untried)}")
+        _paragraph(out, "    → ", _AS_ROOT)
     if everything:
         from loader.features.survey import groups
 

@@ -136,7 +136,7 @@ def _envoy(status: Mapping[str, Any]) -> Iterator[Remark]:
         yield Remark(
             Verdict.BAD,
             f"nothing listens on Envoy's port {envoy['port']}: connections to {ports} are refused",
-            "start Envoy, or say with --envoy-port where it listens",
+            "start Envoy, or tell `up` with --envoy-port where it listens",
         )
     elif envoy["listening"] and not any(ip_address(one).is_unspecified for one in envoy["addresses"]):
         yield Remark(

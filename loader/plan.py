@@ -22,7 +22,7 @@ from loader.bpffs import BpfFs
 from loader.capabilities import missing_capabilities
 from loader.cgroup import Cgroup
 from loader.errors import CapabilityError, KernelFeatureError, LoaderError, UsageError
-from loader.netns import Interface, NetNs, has_outer_header, interface, listeners
+from loader.netns import Interface, NetNs, has_outer_header, interface, interface_is_up, listeners
 from programs.settings import DEFAULT_QUEUE_LIMIT, Settings
 from pybpfasm.errors import PybpfasmError
 
@@ -124,7 +124,13 @@ def make(request: Request, *, dry: bool = False) -> Plan:
         with netns.entered():
             interfaces = _interfaces(request.interfaces)
             cookie = netns_cookie()
-            warning = envoy_warning(request.settings)
+            warnings = [
+                f"interface {one.name} is down: no client comes in there until it is up"
+                for one in interfaces
+                if not interface_is_up(one.name)
+            ]
+            if warning := envoy_warning(request.settings):
+                warnings.append(warning)
         cgroup = stack.enter_context(Cgroup.open(request.cgroup))
         found = None if dry and request.bpffs is None else BpfFs.find(request.bpffs)
         if found is None and not dry and not bpffs.DEFAULT_MOUNT.is_dir():
@@ -132,7 +138,6 @@ def make(request: Request, *, dry: bool = False) -> Plan:
                 f"no bpf file system is mounted, and {bpffs.DEFAULT_MOUNT} does not exist",
                 hint="mount one somewhere (mount -t bpf bpf DIR) and name it with --bpffs DIR",
             )
-        warnings = [warning] if warning else []
         settings, tcx = request.settings, not request.clsact
         if not dry:
             settings, tcx = _probe(request, mode, warnings)

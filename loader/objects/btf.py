@@ -36,6 +36,8 @@ class Btf(Owned):
         except BpfError as first:
             if first.errno in (errno.EPERM, errno.EACCES):
                 raise explain(first, ("CAP_BPF",)) from None
+            if first.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+                raise  # no fault of the BTF
         try:
             return cls(bpf_sys.btf_load(data, log_size=1 << 20))
         except BpfError as error:

@@ -281,7 +281,7 @@ def test_an_instance_on_a_read_only_bpf_file_system(site: Site) -> None:
     assert (site.pins(), site.attached()) == before
 
 
-@pytest.mark.parametrize("limit", [6, 8, 10, 12, 16, 20])
+@pytest.mark.parametrize("limit", [6, 8, 10, 12, 14, 16])
 def test_too_few_files(site: Site, limit: int) -> None:
     """Wherever it runs out of them: the program that is loaded just then is not what is wrong."""
     words = ["--bpffs", str(site.fs.root), "--cgroup", str(site.cgroup.path)]
@@ -587,6 +587,9 @@ def test_status_says_what_keeps_connections_away(site: Site) -> None:
     with socket.create_server(("", 8080)), socket.create_server(("", 8000)):
         assert remarks() == {}
         set_down("eth7")
+        assert site.up("--iface", "lo", iface="eth7").err == (
+            "warning: interface eth7 is down: no client comes in there until it is up\n"
+        )
         assert remarks() == {"interface eth7 is down: no client comes in there": "note"}
         # Envoy without its mark: what it connects to would come back to it.
         with socket.create_connection(("127.0.0.1", 8000)):
@@ -650,6 +653,12 @@ def test_doctor(site: Site) -> None:
     assert outcome.status == 1
     assert "missing: CAP_BPF" in outcome.out
     assert "The proxy cannot run here yet: capabilities" in outcome.out
+    # What it has no right to try it says once for all, and one by one for programs.
+    assert outcome.out.count("run doctor as root") == 1
+    assert Feature.TIMER.value in outcome.out
+    document = command("doctor", "--json", drop=without("CAP_NET_ADMIN", "CAP_BPF", "CAP_SYS_ADMIN")).json()
+    (timer,) = (one for one in document["findings"] if one["what"] == Feature.TIMER.value)
+    assert timer["found"].startswith("could not be tried: ")
 
 
 def test_where_queues_cannot_be_seen_there_is_no_limit(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
