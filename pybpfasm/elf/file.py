@@ -6,6 +6,7 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass, field
 
+from pybpfasm.btf.format import struct_order
 from pybpfasm.elf.format import (
     EHDR_SIZE,
     EM_BPF,
@@ -60,7 +61,7 @@ class ElfFile:
     symbol of a section, which is made where it is needed."""
 
     def __init__(self, byteorder: ByteOrder) -> None:
-        self.end = "<" if byteorder == "little" else ">"
+        self.end = struct_order(byteorder)
         self.sections: list[FileSection] = []
         self.symbols: dict[str, FileSymbol] = {}
 

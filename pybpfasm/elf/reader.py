@@ -12,7 +12,7 @@ import struct
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from pybpfasm.btf.format import ByteOrder
+from pybpfasm.btf.format import ByteOrder, struct_order
 from pybpfasm.elf.format import (
     EHDR_SIZE,
     EM_BPF,
@@ -102,7 +102,7 @@ def read_raw(data: bytes) -> RawObject:
     tables = [section for section in sections if section.type == SHT_SYMTAB]
     if len(tables) > 1:
         raise ElfError("a second symbol table", section=tables[1].name, offset=tables[1].offset)
-    end = "<" if byteorder == "little" else ">"
+    end = struct_order(byteorder)
     for section in tables:
         _check_symbols(data, section, sections, headers, end)
     elf = _pyelftools(data)
@@ -137,7 +137,7 @@ def _check_headers(data: bytes) -> tuple[ByteOrder, list[tuple[int, ...]], int]:
     if data[5] not in (1, 2):
         raise ElfError(f"byte order {data[5]} is neither 1 (little) nor 2 (big)", offset=5)
     byteorder: ByteOrder = "little" if data[5] == 1 else "big"
-    end = "<" if data[5] == 1 else ">"
+    end = struct_order(byteorder)
     header = struct.unpack_from(end + _HEADER, data, 16)
     kind, machine, table, entry_size, count, string_index = header[0], header[1], header[5], *header[10:13]
     if machine != EM_BPF:

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 from typing import Final
 
+from pybpfasm.emulator.memory import Order
+
 U32: Final = 0xFFFFFFFF
 
 
@@ -30,12 +32,12 @@ def fold(total: int) -> int:
     return ~fold32(total & U32) & 0xFFFF
 
 
-def partial(data: bytes, total: int, order: str) -> int:
+def partial(data: bytes, total: int, order: Order) -> int:
     """``csum_partial``: *total* with the 32-bit words of *data* added, the carry brought around.
 
     All that folds to the same 16 bits would do in a header, but helpers show the 32: 0 only where everything
     is 0, as on x86.
     """
     padded = data + bytes(-len(data) % 4)
-    summed = (total & U32) + int.from_bytes(padded, "little" if order == "little" else "big")
+    summed = (total & U32) + int.from_bytes(padded, order)
     return (summed - 1) % U32 + 1 if summed else 0

@@ -323,13 +323,9 @@ class Skb(Context):
 
     def moved(self, run: Run, helper: str) -> None:
         """*helper* may have moved the packet: every pointer to it is void."""
-        region = run.packet_region
-        if region is not None:
-            run.void(
-                region,
-                f"this packet pointer is from before the call of {helper}, which may have moved the packet: "
-                "derive it from the context again",
-            )
+        _void(
+            run, f"this packet pointer is from before the call of {helper}, which may have moved the packet"
+        )
         self._make_region(run)
         self._refresh(run, "len", len(self.data))
 
@@ -406,14 +402,16 @@ class Xdp(Context):
 
     def moved(self, run: Run, helper: str) -> None:
         """*helper* has moved the frame, whose new bytes ``meta`` and ``data`` hold."""
-        region = run.packet_region
-        if region is not None:
-            run.void(
-                region,
-                f"this packet pointer is from before the call of {helper}, which may have moved the packet: "
-                "derive it from the context again",
-            )
+        _void(
+            run, f"this packet pointer is from before the call of {helper}, which may have moved the packet"
+        )
         self._make_region(run)
+
+
+def _void(run: Run, why: str) -> None:
+    """No pointer into the packet may be used any more."""
+    if run.packet_region is not None:
+        run.void(run.packet_region, f"this {why}: derive it from the context again")
 
 
 def _sock_rights(common: bool) -> Rights:
@@ -629,12 +627,7 @@ class SkMsg(Context):
 
     def moved(self, run: Run, helper: str) -> None:
         """*helper* has made another part of the message reachable."""
-        if run.packet_region is not None:
-            run.void(
-                run.packet_region,
-                f"this pointer into the message is from before the call of {helper}: "
-                "derive it from the context again",
-            )
+        _void(run, f"pointer into the message is from before the call of {helper}")
         self._make_region(run)
         self._refresh(run, "size", len(self.data))
 

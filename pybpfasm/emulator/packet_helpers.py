@@ -18,6 +18,7 @@ from pybpfasm.emulator.errnos import (
 from pybpfasm.emulator.faults import Violation
 from pybpfasm.emulator.helpers import helper, s32
 from pybpfasm.emulator.maps import Redirects
+from pybpfasm.emulator.memory import Order
 from pybpfasm.emulator.run import Run
 from pybpfasm.emulator.sockets import Socket
 from pybpfasm.kernel.context import FibLookup, SkBuff, SockTupleV4, SockTupleV6
@@ -118,12 +119,12 @@ def skb_pull_data(run: Run, context: int, length: int) -> int:
 # --- Checksums. ---
 
 
-def _word(skb: Skb, at: int, order: str) -> int:
-    return int.from_bytes(skb.data[at : at + 2], "little" if order == "little" else "big")
+def _word(skb: Skb, at: int, order: Order) -> int:
+    return int.from_bytes(skb.data[at : at + 2], order)
 
 
-def _put_word(skb: Skb, at: int, value: int, order: str) -> None:
-    skb.data[at : at + 2] = value.to_bytes(2, "little" if order == "little" else "big")
+def _put_word(skb: Skb, at: int, value: int, order: Order) -> None:
+    skb.data[at : at + 2] = value.to_bytes(2, order)
 
 
 @helper(Helper.l3_csum_replace)
