@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import sys
 
-from pybpfasm.quiet import Quiet
+from pybpfasm.quiet import Quiet, check_python
 
+check_python()
 with Quiet():
     from loader.cli import main
 

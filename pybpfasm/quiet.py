@@ -1,12 +1,26 @@
 # SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only
-"""Ctrl-C while a command line starts."""
+"""How a command line starts: with a Python that will do, and in quiet where Ctrl-C is pressed meanwhile.
+
+What this module holds is understood by older Pythons too, back to 3.7.
+"""
 
 from __future__ import annotations
 
 import signal
+import sys
 from types import TracebackType
 
-__all__ = ["Quiet"]
+__all__ = ["Quiet", "check_python"]
+
+
+def check_python() -> None:
+    """End with a plain word where this Python is too old for everything else."""
+    if sys.version_info < (3, 11):  # noqa: UP036
+        mine = ".".join(map(str, sys.version_info[:2]))
+        sys.exit(
+            f"error: Python 3.11 or newer is needed, and {sys.executable} is {mine}\n"
+            "  name another one, python3.11 say, or the one in .venv"
+        )
 
 
 class Quiet:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 import signal
@@ -208,6 +209,22 @@ def test_ctrl_c_while_it_starts_is_no_traceback(package: str) -> None:
     )
     outcome = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert (outcome.returncode, outcome.stderr) == (-signal.SIGINT, "")
+
+
+@pytest.mark.parametrize("package", ["loader", "pybpfasm"])
+def test_a_python_that_is_too_old(package: str) -> None:
+    code = (
+        "import runpy, sys\n"
+        "sys.version_info = (3, 10, 12, 'final', 0)\n"
+        f"runpy.run_module('{package}', run_name='__main__')\n"
+    )
+    outcome = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert outcome.returncode == 1
+    assert outcome.stderr.startswith(f"error: Python 3.11 or newer is needed, and {sys.executable} is 3.10\n")
+    assert len(outcome.stderr.splitlines()) == 2
+    # An old one gets that far.
+    for path in (f"{package}/__main__.py", "pybpfasm/__init__.py", "pybpfasm/quiet.py", "loader/__init__.py"):
+        ast.parse((ROOT / path).read_text(encoding="utf-8"), feature_version=(3, 7))
 
 
 def test_no_standard_error_is_not_standard_output() -> None:
