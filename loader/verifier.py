@@ -174,6 +174,14 @@ class VerifierError(LoaderError):
         slot = self.parsed.slot
         self.slot = slot
         self.location = None if slot is None else spec.location(slot)
+        missing: Mapping[int, str] = getattr(spec, "missing", {})
+        if slot is not None and slot in missing:
+            self.diagnosis = Diagnosis(
+                "core-missing",
+                self.reason,
+                missing[slot],
+                "declare it as this kernel has it, or ask core_exists() first and go another way if it is 0",
+            )
         advice = "change the program at that line" if self.diagnosis is None else self.diagnosis.advice
         super().__init__(self._describe(spec), hint=f"{advice}. The whole log is in this error's `log`")
 

@@ -10,6 +10,7 @@ from typing import Final
 from pybpfasm import isa
 from pybpfasm.btf import Btf, BtfError, BtfType, Kind
 from pybpfasm.core.matching import Matcher, match_member
+from pybpfasm.core.missing import why_missing
 from pybpfasm.core.relocation import (
     ENUM_KINDS,
     ENUMS,
@@ -25,6 +26,7 @@ from pybpfasm.core.relocation import (
     flexible,
     same_kind,
 )
+from pybpfasm.errors import PybpfasmError
 from pybpfasm.extern import Extern
 from pybpfasm.instruction import Instruction
 from pybpfasm.isa import CallKind, Imm64
@@ -185,6 +187,13 @@ class CoreResolver:
                 opcode = opcode & ~0x18 | isa.SIZE_CODE[found.size]
             return (replace(insn, opcode=opcode, offset=found.value, reference=None),)
         raise CoreError(f"{relocation}: an instruction with opcode {insn.opcode:#04x} has no place for it")
+
+    def missing(self, relocation: CoreRelocation) -> str:
+        """Why `apply` puts calls that the verifier refuses in place of an instruction, in words."""
+        try:
+            return why_missing(relocation, self._find(relocation.local.type(relocation.type_id)))
+        except PybpfasmError as error:
+            return f"{relocation}: {error}"
 
     @staticmethod
     def _poison(insn: Instruction) -> tuple[Instruction, ...]:

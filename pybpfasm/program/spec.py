@@ -69,7 +69,9 @@ class ProgramSpec:
     where it was given. ``instructions`` are all of the program's, subprograms behind the main function;
     ``functions`` says where each begins, ``slots`` how many slots of 8 bytes they take. ``maps`` are those
     that they name. ``byteorder`` is that of the machine which it was built for, ``target`` the ISA level or
-    kernel release, where one was given. Raises `AsmError` for two different maps of one name.
+    kernel release, where one was given. ``missing`` says by slot what the kernel lacks that it was resolved
+    for: the verifier refuses the program if it can get there. Raises `AsmError` for two different maps of one
+    name.
     """
 
     def __init__(
@@ -95,6 +97,7 @@ class ProgramSpec:
         self.prog_flags = prog_flags
         self.target = target
         self.attach_to = attach_to
+        self.missing: Mapping[int, str] = {}
         self._debug: tuple[bytes, bytes, bytes] | None = None
         maps: dict[str, MapSpec] = {}
         wide = 0
@@ -185,13 +188,24 @@ class ProgramSpec:
         """
         if not self.unresolved:
             return self
-        from pybpfasm.core import CoreResolver
+        from pybpfasm.core import POISON, CoreRelocation, CoreResolver
 
         resolver = target if isinstance(target, CoreResolver) else CoreResolver(target)
         made = copy.copy(self)
         made.instructions = resolver.instructions(self.name, self.instructions)
         for name in ("_starts", "unresolved"):
             made.__dict__.pop(name, None)
+        refused = {
+            slot
+            for slot, insn in zip(made._starts, made.instructions, strict=True)
+            if insn.opcode == isa.OP_CALL and insn.imm == POISON
+        }
+        if refused:
+            made.missing = {
+                slot: resolver.missing(insn.reference)
+                for slot, insn in zip(self._starts, self.instructions, strict=True)
+                if slot in refused and isinstance(insn.reference, CoreRelocation)
+            }
         return made
 
     def location(self, slot: int) -> SourceLocation | None:

@@ -20,6 +20,7 @@ from loader import sys as bpf_sys
 from loader.elf import load
 from loader.errors import BpfError, KernelFeatureError, UsageError
 from loader.objects import Link, Map, Program, RingBuffer
+from loader.verifier import VerifierError
 from loader.vmlinux import attach_btf_id, kernel_types
 from pybpfasm import (
     S32,
@@ -229,6 +230,24 @@ def test_a_function_that_there_is_not(ring: Map) -> None:
             for attach in (Link.raw_tracepoint, Link.tracepoint, Link.kprobe):
                 with pytest.raises(UsageError, match=r"does not say which (tracepoint|function) it is for"):
                     attach(again)
+
+
+def test_a_field_that_this_kernel_lacks_is_named() -> None:
+    class Later(Struct, kernel_name="task_struct"):
+        tgidd = S32()
+
+    @tracing(AttachType.TRACE_RAW_TP, attach_to="sched_process_exec")
+    def wants(b: Asm, ctx: RawTracepointArgs) -> None:
+        b.r1 = ctx.args[0]
+        core_load(b.r2, Later(b.r1), "tgidd")
+        b.ret(0)
+
+    spec = wants.build()
+    with pytest.raises(VerifierError) as caught:
+        Program.load(spec)
+    assert caught.value.location == spec.location(1)
+    assert caught.value.diagnosis is not None and caught.value.diagnosis.key == "core-missing"
+    assert "this kernel's struct task_struct has no member 'tgidd'; did you mean 'tgid'" in str(caught.value)
 
 
 def test_enumerators_of_this_kernel() -> None:

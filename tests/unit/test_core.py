@@ -264,6 +264,35 @@ def test_malformed_questions(kind: CoreKind, name: str, access: str, message: st
         CoreResolver(btf).value(ask(kind, btf, name, access))
 
 
+def test_what_a_kernel_lacks_in_words() -> None:
+    """What stands in the error when the verifier refuses the instruction."""
+    local, target = Types(), Types()
+    for types, name in ((local, "tgidd"), (target, "tgid")):
+        b = types.builder
+        inner = b.add_struct("", 8, [("pid", types.u32, 0), (name, types.u32, 32)])
+        text = b.add_array(b.add_int("char", 1), 8) if types is target else b.add_int("u64", 8)
+        b.add_struct("task", 24, [("", inner, 0), ("comm", text, 64), ("x", types.u32, 128)])
+        b.add_enum("color", {"RED": 1, "GREEN" if types is target else "GREENISH": 2})
+    local.builder.add_struct("gone", 4, [("x", local.u32, 0)])
+    mine, resolver = local.btf(), CoreResolver(target.btf())
+    assert [
+        resolver.missing(ask(*question))
+        for question in (
+            (OFFSET, mine, "task", "0:0:1"),
+            (OFFSET, mine, "task", "0:1"),
+            (OFFSET, mine, "gone", "0:0"),
+            (CoreKind.ENUMVAL_VALUE, mine, "color", "1"),
+            (OFFSET, mine, "task", "0:9"),
+        )
+    ] == [
+        "this kernel's struct task has no member 'tgidd'; did you mean 'tgid'?",
+        "struct task.comm is char [8] in this kernel, and u64 in the program",
+        "this kernel has no struct gone",
+        "this kernel's enum color has no 'GREENISH'; did you mean 'GREEN'?",
+        "field_byte_offset(BTF type 7, access 0:9): task has 3 members, no number 9",
+    ]
+
+
 def test_no_question_takes_forever() -> None:
     # Anonymous unions that hold one another twice would be looked through 2^30 times.
     local = struct("s", ("x", "u32", 0))
