@@ -71,11 +71,15 @@ _COUNTERS: Final[dict[tuple[str, str], tuple[str, str]]] = {
     ),
     ("getsockopt", "unknown_connection"): (
         "{n} times the original destination was asked for of a connection that is not the proxy's",
-        "it began before `up`, or was made to Envoy's own port {envoy_port}",
+        "it began before `up`, was made to Envoy's own port {envoy_port}, or is another instance's",
     ),
     ("getsockopt", "buffer_too_small"): (
         "{n} times whoever asked for the original destination gave too small a buffer",
         "",
+    ),
+    ("sockops", "failed"): (
+        "{n} times a socket could not be accelerated",
+        "another instance, or another program with a sockmap, may have it already: then that accelerates it",
     ),
     ("sk_msg", "encrypted"): (
         "{n} times an accelerated connection has gone over to the stack, because its application uses "
@@ -185,7 +189,7 @@ def _connections(status: Mapping[str, Any]) -> Iterator[Remark]:
             "they are sent back to Envoy, round and round",
             "Envoy's clusters must set SO_MARK, and --mark must say the same",
         )
-    elif sockops["peer_not_enrolled"] and not sockops["enrolled_active"]:
+    elif sockops["peer_not_enrolled"] and not sockops["enrolled_active"] and not sockops["failed"]:
         yield Remark(
             Verdict.NOTE,
             f"nothing is accelerated: no connection of Envoy's, with mark {settings['mark']}, was seen in "
