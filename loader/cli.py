@@ -482,7 +482,7 @@ def _down(arguments: argparse.Namespace) -> int:
 
     result = down(arguments.name, arguments.bpffs, drain=arguments.drain, tell=tell)
     if arguments.json:
-        _print_json({"name": result.name, "changed": result.changed})
+        _print_json({"name": result.name, "changed": result.changed, "warnings": result.warnings})
     elif result.changed:
         print(f"instance {result.name!r} is down: hooks, programs, maps and pins are removed")
     else:

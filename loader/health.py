@@ -104,6 +104,15 @@ def examine(status: Mapping[str, Any]) -> list[Remark]:
     found = oddities(status)
     odd = {one.found for one in found}
     again = "`up` with the same options puts right what can be"
+    if status["busy"]:
+        again = ""
+        found.append(
+            Remark(
+                Verdict.NOTE,
+                "another loader is at work at the moment: where it is `down --drain`, new connections go to "
+                "the application directly",
+            )
+        )
     found += [Remark(Verdict.BAD, line, again) for line in status["drift"] if line not in odd]
     for look in (_envoy, _interfaces, _application, _connections, _counters):
         found += look(status)

@@ -23,7 +23,7 @@ from loader.instance import Instance
 from loader.plan import Plan
 from loader.sys import libc
 
-__all__ = ["Interrupted", "Result", "Session", "changing"]
+__all__ = ["Interrupted", "Result", "Session", "changing", "is_changing"]
 
 LOCK_SECONDS: Final = 30.0
 _MNT_DETACH: Final = 2  # linux/fs.h
@@ -118,6 +118,18 @@ def _locked(path: str | None, create: bool) -> tuple[BpfFs, int] | None:
             if os.path.samestat(os.fstat(fd), os.stat(fs.root)):
                 return fs, fd
         os.close(fd)  # it was unmounted while we waited
+
+
+def is_changing(instance: Path) -> bool:
+    """Whether a loader changes instances at the moment on the file system that holds this one's directory."""
+    fd = os.open(instance.parent.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(fd)
+    return False
 
 
 def _flock(directory: Path, deadline: float) -> int:

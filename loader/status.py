@@ -16,6 +16,7 @@ from loader.instance import Attached, Instance
 from loader.modes import Hook, Target
 from loader.netns import NetNs, interface_is_up, interface_name, listeners
 from loader.objects import Map, Program, prog_query
+from loader.session import is_changing
 from programs.settings import Ports
 from pybpfasm.kernel.enums import MapType
 
@@ -34,8 +35,8 @@ def document(instance: Instance) -> dict[str, Any]:
 
     ``counters`` by hook and name, summed over the CPUs; ``hooks`` each with its program, ``maps`` with their
     fill, ``settings``, ``envoy``, ``application``, and ``drift``: one line for each thing that is not as
-    ``up`` left it. ``remarks`` are what :mod:`loader.health` has to say, ``healthy`` that nothing of it is
-    bad.
+    ``up`` left it; ``busy`` says that a loader is at work at the moment. ``remarks`` are what
+    :mod:`loader.health` has to say, ``healthy`` that nothing of it is bad.
     """
     netns = instance.netns
     drift = instance.drift()
@@ -52,6 +53,7 @@ def document(instance: Instance) -> dict[str, Any]:
         "envoy": _envoy(settings.envoy_port, netns) if settings is not None else {},
         "application": _application(settings.ports, netns) if settings is not None else {},
     }
+    found["busy"] = is_changing(instance.path)
     found["drift"] = drift + [one.found for one in oddities(found)]
     remarks = examine(found)
     found["healthy"] = not any(one.verdict is Verdict.BAD for one in remarks)

@@ -3,9 +3,12 @@
 
 from __future__ import annotations
 
+import json
 import os
+import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -35,6 +38,7 @@ from tests.kernel.instances import (
     tapped,
     tc_programs,
 )
+from tests.patience import PATIENCE
 from tests.requires import requires
 
 __all__ = ["method", "site"]
@@ -624,6 +628,40 @@ def test_a_stranger_before_us_is_drift(site: Site, method: str) -> None:
         (ingress,) = (hook for hook in site.status()["hooks"] if hook["hook"] == "ingress")
         assert ingress["beside"] == [{"program_id": program.id, "name": "stranger", "runs": "before"}]
         site.down()
+
+
+def test_status_while_an_instance_drains(site: Site) -> None:
+    """Its programs are others then, and whoever looks reads why."""
+    site.up()
+    add_flow(site)
+    assert site.status()["busy"] is False
+    words = ["down", "--drain", "600", "--json", "--bpffs", str(site.fs.root)]
+    root = Path(__file__).resolve().parents[2]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "loader", *words], cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    try:
+        deadline = time.monotonic() + 20 * PATIENCE
+        while not (status := site.status())["drift"]:
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.05)
+        assert status["busy"] is True
+        (told,) = (one for one in status["remarks"] if "`down --drain`" in one["found"])
+        assert told["verdict"] == "note"
+        assert not any("`up`" in one["advice"] for one in status["remarks"] if "runs program" in one["found"])
+    finally:
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=20 * PATIENCE)
+    assert process.returncode == 130, err
+    assert json.loads(out)["error"] == "interrupted by SIGINT: nothing was changed"
+    status = site.status()
+    assert (status["busy"], status["drift"]) == (False, [])
+    outcome = site.down("--drain", "0.1", "--json")
+    assert outcome.json() == {
+        "name": "default",
+        "changed": True,
+        "warnings": ["1 connection(s) had not ended after 0.1 s and are reset"],
+    }
 
 
 def test_two_instances_on_two_interfaces(site: Site) -> None:

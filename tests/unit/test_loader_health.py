@@ -42,6 +42,7 @@ def facts(**counters: int) -> dict[str, Any]:
         "counters": found,
         "envoy": {"port": 8080, "listening": True, "addresses": ["0.0.0.0", "::"]},
         "application": {"listening": [8000], "ipv6": False},
+        "busy": False,
         "drift": [],
     }
 
