@@ -118,7 +118,7 @@ def test_up_makes_what_down_removes(site: Site, method: str) -> None:
         assert status["settings"]["cgroup_id"] == site.cgroup.id
         assert status["settings"]["netns_inode"] == site.netns.ino
         assert all(not value for named in status["counters"].values() for value in named.values())
-        assert site.down("--json").json() == {"name": "default", "changed": True}
+        assert site.down("--json").json() == {"name": "default", "changed": True, "warnings": []}
         assert site.pins() == []
         assert site.attached() == []
         assert tap.alive() == []
