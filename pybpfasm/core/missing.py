@@ -25,7 +25,7 @@ def why_missing(relocation: CoreRelocation, candidates: Sequence[tuple[Btf, int]
     if relocation.kind in TYPE_KINDS:
         return f"{what} is not in this kernel as the program declares it"
     t = btf.resolve(type_id)
-    declared = ("another", "one")
+    mine, theirs = "one type", "another"
     if relocation.kind in ENUM_KINDS:
         name = local.accessors[0].name
         known = [one.name for one in t.enumerators]
@@ -41,9 +41,9 @@ def why_missing(relocation: CoreRelocation, candidates: Sequence[tuple[Btf, int]
             return f"this kernel's {what} has no member {accessor.name!r}{suggestion(accessor.name, known)}"
         what = f"{what}.{accessor.name}"
         t = btf.resolve(found[1])
-        mine = relocation.local.type(accessor.type_id).members[accessor.index].type_id
-        declared = relocation.local.declaration(mine)[:80], btf.declaration(found[1])[:80]
-    return f"{what} is {declared[1]} in this kernel, and {declared[0]} in the program"
+        member = relocation.local.type(accessor.type_id).members[accessor.index]
+        mine, theirs = relocation.local.declaration(member.type_id)[:80], btf.declaration(found[1])[:80]
+    return f"{what} is {theirs} in this kernel, and {mine} in the program"
 
 
 def _names(btf: Btf, t: BtfType, depth: int) -> Iterator[str]:
