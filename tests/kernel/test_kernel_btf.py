@@ -61,10 +61,12 @@ def test_enumeration_is_the_kernels(spec: generate._EnumSpec, enumerators: dict[
         if kernel_name is None:
             assert not same_release(), f"{cls.__name__}.{name} is not in this kernel"
             continue
-        assert member.value == enumerators[kernel_name], kernel_name
+        # What says how many there are is another number in another release.
+        if same_release() or not name.startswith("MAX"):
+            assert member.value == enumerators[kernel_name], kernel_name
         checked += 1
-    # The first ones are as old as the enumeration.
-    assert checked >= min(2, len(cls))
+    # The first ones are as old as the enumeration, and that may be younger than this kernel.
+    assert checked >= min(2, len(cls)) or (checked == 0 and not same_release())
 
 
 def test_constants_are_the_kernels(enumerators: dict[str, int]) -> None:
@@ -118,6 +120,9 @@ def test_what_is_the_kernels_in_values(spec: generate._StructSpec, vmlinux: Btf)
         assert not same_release()
         return
     assert (cls.kernel_name, cls.sizeof) == (found.name, found.size)
+    if not any(name for name, *_ in leaves(vmlinux, found)):
+        assert not same_release()  # older kernels do not name what is in some of them
+        return
     assert [(n, f.offset, f.size) for n, f in cls.fields.items()] == list(leaves(vmlinux, found))
 
 
@@ -149,7 +154,7 @@ def test_functions_of_the_kernel_are_declared_as_it_has_them(vmlinux: Btf) -> No
         compatible = Matcher(ours, vmlinux).compatible(mine.type_id, theirs.type_id)
         assert compatible or not same_release(), name
         found += compatible
-    assert found > 10
+    assert found > 10 or not same_release()
 
 
 def test_generator_gives_what_is_checked_in() -> None:
