@@ -45,7 +45,9 @@ class Btf(Owned):
             reason = note.splitlines()[-1] if note else ""
             raise error.about(
                 f"{error.what}{f' ({reason})' if reason else ''}",
-                hint="the BTF itself is wrong: this is a defect of the assembler, please report it",
+                hint="the BTF itself is wrong: this is a defect of the assembler, please report it"
+                if error.errno == errno.EINVAL
+                else "",
             ) from None
 
     @classmethod

@@ -415,7 +415,7 @@ def test_a_failed_up_takes_its_mount_along(
     assert unmounted("down") == 0
     for step in (1, 20, 40):
         with tapped(Tap(step, fail)):
-            assert unmounted(*UP) == 1
+            assert unmounted(*UP, "--accelerate", "always") == 1
         assert bpf_mounts() == []
     assert unmounted("up", "--iface", "nosuch", "--ports", "8000") == 2
     assert bpf_mounts() == []
