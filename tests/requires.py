@@ -12,18 +12,30 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import pytest
 
 from loader import features
+from loader.errors import LoaderError
 from loader.features import Asked, Isa, Probe, Support
 from pybpfasm.instruction import Instruction
 from pybpfasm.kernel.enums import ProgType
 from pybpfasm.target import required_version
 
-__all__ = ["LEFT_OUT", "Kfunc", "check", "kernel_version", "needed", "requires"]
+__all__ = [
+    "DYNPTR_FROM_SKB",
+    "DYNPTR_SIZE",
+    "LEFT_OUT",
+    "RCU_READ_LOCK",
+    "Attempt",
+    "Kfunc",
+    "check",
+    "kernel_version",
+    "needed",
+    "requires",
+]
 
 LEFT_OUT = "left out"  # the property of a report that says for want of what
 
@@ -42,13 +54,41 @@ class Kfunc:
         return f"{self.name} in {self.kind.name} ({'.'.join(map(str, self.since))})"
 
 
-def _probe(asked: Asked | Kfunc) -> Probe:
+@dataclass(frozen=True)
+class Attempt:
+    """What no probe of the loader's asks for: in words, the first version with it, and what fails without."""
+
+    value: str
+    since: tuple[int, int]
+    attempt: Callable[[], object]
+
+    def probe(self) -> Probe:
+        """Try it."""
+        try:
+            self.attempt()
+        except LoaderError as error:
+            return Probe(self.value, Support.UNSUPPORTED, str(error).splitlines()[0])
+        return Probe(self.value, Support.SUPPORTED, "")
+
+
+Needed = Asked | Kfunc | Attempt
+
+
+def _probe(asked: Needed) -> Probe:
+    if isinstance(asked, Attempt):
+        return asked.probe()
     return features.has_kfunc(asked.kind, asked.name) if isinstance(asked, Kfunc) else features.probe(asked)
 
 
-def requires(*asked: Asked | Kfunc) -> pytest.MarkDecorator:
+def requires(*asked: Needed) -> pytest.MarkDecorator:
     """Mark a test, or a parameter of one, as in need of features of the kernel."""
     return pytest.mark.requires(*asked)
+
+
+# Functions of the kernel that several tests call.
+RCU_READ_LOCK = Kfunc(ProgType.SCHED_CLS, "bpf_rcu_read_lock", (6, 2))
+DYNPTR_FROM_SKB = Kfunc(ProgType.SCHED_CLS, "bpf_dynptr_from_skb", (6, 4))
+DYNPTR_SIZE = Kfunc(ProgType.SCHED_CLS, "bpf_dynptr_size", (6, 5))
 
 
 def needed(instructions: Iterable[Instruction]) -> tuple[Isa, ...]:
@@ -64,7 +104,7 @@ def kernel_version(release: str | None = None) -> tuple[int, int]:
     return int(found[1]), int(found[2])
 
 
-def check(item: pytest.Item, *asked: Asked | Kfunc) -> None:
+def check(item: pytest.Item, *asked: Needed) -> None:
     """Leave a test out, or fail it, if this kernel has not what it needs."""
     for one in asked:
         found = _probe(one)

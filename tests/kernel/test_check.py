@@ -7,6 +7,7 @@ verifier refuses more; how much of it is foreseen is measured, and must not beco
 
 from __future__ import annotations
 
+import errno
 import importlib.util
 import itertools
 import os
@@ -183,6 +184,8 @@ def test_objects_of_clang_have_no_errors() -> None:
 def test_messages_are_still_what_they_were() -> None:
     """Each program that was made to be refused still is, with a message that is known."""
     for result in provoke.run():
+        if result["errno"] == errno.ENOSPC and not AS_RECORDED:
+            continue  # before 6.4 it is the end of a log for which there is no room
         found = diagnose(parse_log(result["log"]).messages)
         assert found is not None, result
         if AS_RECORDED:

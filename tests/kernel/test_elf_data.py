@@ -21,12 +21,12 @@ from pybpfasm.core import CoreError, core_exists, core_load, core_size
 from pybpfasm.elf import read_object, write_object
 from pybpfasm.extern import kfunc
 from pybpfasm.kernel.context import SkBuff
-from pybpfasm.kernel.enums import Helper, MapType, ProgType
+from pybpfasm.kernel.enums import Helper, MapType
 from pybpfasm.layout import S32, U8, U32, U64, Bytes, Pointer, Struct
 from pybpfasm.macros import tail_call
 from pybpfasm.maps import MapSpec, bss, data, rodata
 from pybpfasm.program import sched_cls
-from tests.requires import Kfunc, requires
+from tests.requires import RCU_READ_LOCK, requires
 
 
 class Limits(Struct, kernel_name="limits"):
@@ -136,7 +136,7 @@ def asks(b: Asm, ctx: SkBuff) -> None:
     b.exit()
 
 
-@requires(Kfunc(ProgType.SCHED_CLS, "bpf_rcu_read_lock", (6, 2)))
+@requires(RCU_READ_LOCK)
 def test_questions_to_this_kernel() -> None:
     types = kernel_types()
     task = types.by_name("task_struct")

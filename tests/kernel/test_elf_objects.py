@@ -23,16 +23,13 @@ from pybpfasm.asm import Asm
 from pybpfasm.elf import read_object, write_object
 from pybpfasm.extern import extern_address, kfunc, ksym
 from pybpfasm.kernel.context import SkBuff
-from pybpfasm.kernel.enums import AttachType, Helper, MapType, ProgType
+from pybpfasm.kernel.enums import AttachType, Helper, MapType
 from pybpfasm.layout import U32, U64, Struct
 from pybpfasm.maps import MapSpec
 from pybpfasm.program import ProgramSpec, sched_cls, subprogram
-from tests.requires import Kfunc, requires
+from tests.requires import DYNPTR_FROM_SKB, DYNPTR_SIZE, RCU_READ_LOCK, requires
 
 DATA = Path(__file__).parent.parent / "data" / "elf"
-RCU_READ_LOCK = Kfunc(ProgType.SCHED_CLS, "bpf_rcu_read_lock", (6, 2))
-DYNPTR_FROM_SKB = Kfunc(ProgType.SCHED_CLS, "bpf_dynptr_from_skb", (6, 4))
-DYNPTR_SIZE = Kfunc(ProgType.SCHED_CLS, "bpf_dynptr_size", (6, 5))
 OBJECTS = sorted(path.stem for path in DATA.glob("*.o"))
 # Lengths on both sides of what the programs ask about; the kernel takes no frame below 14 bytes.
 PROTOCOLS = (b"\x08\x06", b"\x81\x00", b"\x12\x34", b"\x88\xa8")

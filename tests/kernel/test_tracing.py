@@ -286,9 +286,13 @@ with Map.create(events) as ring, Program.load(at_event.build(), {"events": ring}
     except Exception as error:
         print(error)
 """
-    mount = 'mount -t tracefs tracefs /sys/kernel/tracing && exec "$0" -c "$1"'
+    mount = (
+        '[ -d /sys/kernel/tracing/events ] || mount -t tracefs tracefs /sys/kernel/tracing; exec "$0" -c "$1"'
+    )
     done = subprocess.run(
-        ["unshare", "--mount", "sh", "-c", mount, sys.executable, code], capture_output=True, text=True
+        ["unshare", "--mount", "sh", "-c", f'{mount}; exec "$0" -c "$1"', sys.executable, code],
+        capture_output=True,
+        text=True,
     )
     assert (done.stdout, done.stderr) == ("this kernel has no event 'sched/no_such_event'\n", "")
 
