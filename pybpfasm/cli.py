@@ -71,7 +71,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         json = "--json" in arguments and foreign != "check"
         return _guarded(lambda: _foreign(foreign, arguments[1:]), json=json)
     try:
-        options = _parser().parse_args(arguments)
+        options, extra = _parser().parse_known_args(arguments)
+        if extra:  # said by the command's own parser, which shows what can be said
+            options.parser.error(f"unrecognized arguments: {' '.join(extra)}")
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 2
     return _guarded(lambda: int(options.run(options)))
@@ -121,7 +123,7 @@ def _parser() -> argparse.ArgumentParser:
 
     def command(name: str, run: Any, help: str, what: str = "text, bytes, an object or a program") -> Any:
         one = commands.add_parser(name, help=help, description=help)
-        one.set_defaults(run=run)
+        one.set_defaults(run=run, parser=one)
         one.add_argument("target", help=what)
         return one
 

@@ -362,6 +362,15 @@ def test_usage(arguments: list[str], capfd: pytest.CaptureFixture[str]) -> None:
     assert "usage:" in capfd.readouterr().err
 
 
+@pytest.mark.parametrize("words", [["--targett", "v3"], ["more"], ["-x"]])
+def test_what_a_command_does_not_know_is_answered_with_its_usage(
+    words: list[str], text: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    err = fails(["asm", text, *words], 2, capfd)
+    assert err.startswith("usage: python -m pybpfasm asm ")
+    assert f"python -m pybpfasm asm: error: unrecognized arguments: {' '.join(words)}" in err
+
+
 def test_help(capfd: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0
     out = capfd.readouterr().out
