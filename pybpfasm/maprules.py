@@ -7,15 +7,15 @@ asks the running kernel about each. What only some kernels refuse is not among t
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, NamedTuple
+from collections.abc import Iterator
+from typing import Final, NamedTuple
 
 from pybpfasm.kernel.enums import BPF_F_NO_PREALLOC, MapType
-from pybpfasm.layout import Field
+from pybpfasm.kernel.values import BpfSpinLock, BpfTimer, BpfWq
+from pybpfasm.layout import Field, Nested
+from pybpfasm.maps import WITHOUT_BTF, MapMember, MapSpec
 
-if TYPE_CHECKING:
-    from pybpfasm.maps import MapSpec
-
-__all__ = ["refusal"]
+__all__ = ["kernel_owned", "refusal"]
 
 _PAGE: Final = 4096  # on machines with larger ones, a ring buffer has at least one of those
 
@@ -73,6 +73,37 @@ _RULES: Final[dict[MapType, _Rule]] = {
 }
 
 
+_WITH_LOCKS: Final = (
+    MapType.HASH,
+    MapType.ARRAY,
+    MapType.SK_STORAGE,
+    MapType.INODE_STORAGE,
+    MapType.TASK_STORAGE,
+    MapType.CGRP_STORAGE,
+)
+_WITH_TIMERS: Final = (MapType.HASH, MapType.LRU_HASH, MapType.ARRAY)
+# Structures within values that belong to the kernel, by name, and the maps that may have them:
+# map_check_btf() in kernel/bpf/syscall.c.
+_OWNED: Final = {
+    BpfSpinLock.kernel_name: _WITH_LOCKS,
+    BpfTimer.kernel_name: _WITH_TIMERS,
+    BpfWq.kernel_name: _WITH_TIMERS,
+}
+
+
+def kernel_owned(shape: MapMember, base: int = 0) -> Iterator[tuple[int, int, str]]:
+    """Which bytes of a value belong to the kernel, from and to, and the name in BTF: locks, timers."""
+    if not isinstance(shape, type):
+        return
+    for field in shape.fields.values():
+        if isinstance(field, Nested):
+            start = base + field.offset
+            if field.struct.kernel_name in _OWNED:
+                yield start, start + field.size, field.struct.kernel_name
+            else:
+                yield from kernel_owned(field.struct, start)
+
+
 def refusal(spec: MapSpec) -> str | None:
     """Why every kernel refuses to create the map, and what to write; ``None`` where it may be created."""
     rule = _RULES.get(spec.type)
@@ -91,6 +122,11 @@ def refusal(spec: MapSpec) -> str | None:
     if entries not in rule.entries:
         wanted = "0" if rule.entries is _NONE else "at least 1"
         return f"max_entries of {_a(spec.type)} is {wanted}, not {entries}"
+    for _, _, name in kernel_owned(spec.value):
+        # Where the kernel takes no types, it knows of none of these.
+        if spec.type not in _OWNED[name] and spec.type not in WITHOUT_BTF:
+            others = ", ".join(one.name for one in _OWNED[name])
+            return f"{_a(spec.type)} has no {name} in its values: {others} can have one"
     return None
 
 

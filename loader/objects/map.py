@@ -500,7 +500,7 @@ def _explain_map_create(error: BpfError, spec: MapLike) -> LoaderError:
     hint = error.hint
     if error.errno in (errno.ENOMEM, errno.E2BIG):
         hint = "ask for fewer entries, or give the cgroup more memory"
-    elif error.errno == errno.EINVAL:
+    elif error.errno in (errno.EINVAL, errno.EOPNOTSUPP, ENOTSUPP):
         refused = refusal(spec) if isinstance(spec, MapSpec) else None
         hint = refused or "this kernel does not know the map type, or refuses a size or flag of it"
     elif error.errno == errno.EPERM:

@@ -3,17 +3,21 @@
 
 from __future__ import annotations
 
+import builtins
 import errno
 import itertools
 
 import pytest
 
 from loader.errors import BpfError
-from loader.objects import Map
+from loader.features import Feature
+from loader.objects import Map, possible_cpus
 from pybpfasm.kernel.enums import BPF_F_NO_PREALLOC, MapType
-from pybpfasm.layout import U32, Struct
+from pybpfasm.kernel.values import BpfSpinLock, BpfTimer, LpmTrieKey
+from pybpfasm.layout import U32, U64, Nested, Struct
 from pybpfasm.maprules import refusal
-from pybpfasm.maps import MapSpec
+from pybpfasm.maps import MapMember, MapSpec
+from tests.requires import requires
 
 # Those of which every kernel that the tests run on has the type.
 TYPES = [
@@ -88,3 +92,43 @@ def test_an_index_is_no_structure(type: MapType, entries: int, flags: int) -> No
     assert error is not None and error.errno == errno.EINVAL
     assert error.hint.endswith(f" {type.name} is an integer, U32(), and no structure")
     assert _refused(MapSpec("m", type, U32(), U32(), entries, flags)) is None
+
+
+class Prefix(LpmTrieKey):
+    """Of a trie."""
+
+    bits = U32()
+
+
+# Types whose values may be structures, with a key, entries and flags.
+VALUES: list[tuple[MapType, MapMember, int, int]] = [
+    (MapType.HASH, U32(), 1, 0),
+    (MapType.LRU_HASH, U32(), 1, 0),
+    (MapType.PERCPU_HASH, U32(), 1, 0),
+    (MapType.LRU_PERCPU_HASH, U32(), possible_cpus(), 0),
+    (MapType.ARRAY, U32(), 1, 0),
+    (MapType.PERCPU_ARRAY, U32(), 1, 0),
+    (MapType.LPM_TRIE, Prefix, 1, BPF_F_NO_PREALLOC),
+    (MapType.QUEUE, None, 1, 0),
+    (MapType.STACK_TRACE, U32(), 1, 0),
+    (MapType.SK_STORAGE, U32(), 0, BPF_F_NO_PREALLOC),
+]
+
+
+@requires(Feature.TIMER)
+@pytest.mark.parametrize(("type", "key", "entries", "flags"), VALUES, ids=[one[0].name for one in VALUES])
+@pytest.mark.parametrize("owned", [BpfSpinLock, BpfTimer], ids=["lock", "timer"])
+def test_what_is_the_kernels_in_values(
+    type: MapType, key: MapMember, entries: int, flags: int, owned: builtins.type[Struct]
+) -> None:
+    """The kernel takes locks and timers in some maps only, and both ways are as foreseen."""
+
+    class Value(Struct):
+        number = U64()
+        inner = Nested(owned)
+
+    spec = MapSpec("m", type, key, Value, entries, flags)
+    error, said = _refused(spec), refusal(spec)
+    assert (error is None) == (said is None)
+    if error is not None:
+        assert error.hint == said and f"has no {owned.kernel_name} in its values" in error.hint

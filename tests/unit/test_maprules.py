@@ -9,10 +9,30 @@ from typing import Any
 
 import pytest
 
-from pybpfasm import U32, U64, Asm, AsmError, LayoutError, LpmTrieKey, MapSpec, MapType, Struct, XdpMd, xdp
+from pybpfasm import (
+    U32,
+    U64,
+    Asm,
+    AsmError,
+    BpfSpinLock,
+    LayoutError,
+    LpmTrieKey,
+    MapSpec,
+    MapType,
+    Nested,
+    Struct,
+    XdpMd,
+    xdp,
+)
 from pybpfasm.emulator import Emulator, EmulatorError
 from pybpfasm.kernel.enums import BPF_F_NO_PREALLOC
 from pybpfasm.maprules import _RULES, refusal
+
+
+class Locked(Struct):
+    lock = Nested(BpfSpinLock)
+    number = U32()
+
 
 CASES = [
     (MapType.LPM_TRIE, 8, 8, 16, 0, "an LPM_TRIE is made with flags=BPF_F_NO_PREALLOC"),
@@ -31,6 +51,14 @@ CASES = [
     (MapType.HASH, U32(), None, 1, 0, "a HASH takes values of at least 1 byte, not of 0"),
     (MapType.SOCKHASH, U32(), 16, 1, 0, "a SOCKHASH takes values of 4 or 8 bytes, not of 16"),
     (MapType.SK_STORAGE, U32(), U64(), 9, BPF_F_NO_PREALLOC, "max_entries of an SK_STORAGE is 0, not 9"),
+    (
+        MapType.PERCPU_ARRAY,
+        U32(),
+        Locked,
+        1,
+        0,
+        "a PERCPU_ARRAY has no bpf_spin_lock in its values: HASH, ARRAY",
+    ),
     (MapType.STACK_TRACE, U32(), 12, 1, 0, "takes values of at least 8 bytes, in steps of 8, not of 12"),
 ]
 

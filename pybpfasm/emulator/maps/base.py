@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from pybpfasm.emulator import errnos
 from pybpfasm.emulator.errnos import EINVAL, ENOENT, EOPNOTSUPP
@@ -12,19 +12,14 @@ from pybpfasm.emulator.faults import EmulatorError
 from pybpfasm.emulator.memory import Guarded, Memory, Opaque, Order, Region
 from pybpfasm.emulator.sockets import Socket
 from pybpfasm.kernel.enums import BPF_ANY, BPF_F_LOCK, BPF_F_RDONLY_PROG, BPF_F_WRONLY_PROG
-from pybpfasm.kernel.values import BpfSpinLock, BpfTimer, BpfWq
-from pybpfasm.layout import Nested, Struct
 from pybpfasm.mapaccess import Entries, pack, unpack
-from pybpfasm.maprules import refusal
-from pybpfasm.maps import MapMember, MapSpec
+from pybpfasm.maprules import kernel_owned, refusal
+from pybpfasm.maps import MapSpec
 
 if TYPE_CHECKING:
     from pybpfasm.emulator.emulator import Emulator
 
 __all__ = ["Map", "MapError"]
-
-# Structures within values that belong to the kernel, by name in BTF.
-_KERNEL_OWNED: Final = frozenset(struct.kernel_name for struct in (BpfSpinLock, BpfTimer, BpfWq))
 
 
 class MapError(EmulatorError):
@@ -33,21 +28,6 @@ class MapError(EmulatorError):
     def __init__(self, name: str, what: str, number: int) -> None:
         self.errno = number
         super().__init__(f"map {name}: {what}: {errnos.name(number)}")
-
-
-def _guards(shape: MapMember, base: int = 0) -> list[tuple[int, int, str]]:
-    """Byte ranges of *shape* that only helpers may touch."""
-    found: list[tuple[int, int, str]] = []
-    if isinstance(shape, type) and issubclass(shape, Struct):
-        for one in shape.fields.values():
-            if isinstance(one, Nested):
-                inner = one.struct
-                start = base + one.offset
-                if inner.kernel_name in _KERNEL_OWNED:
-                    found.append((start, start + inner.sizeof, inner.kernel_name))
-                else:
-                    found += _guards(inner, start)
-    return found
 
 
 class Map(Entries):
@@ -64,7 +44,7 @@ class Map(Entries):
         self.order: Order = emulator.byteorder
         self.region = Opaque(f"map {spec.name}", self)
         self.region.start = emulator.numbers.start()
-        self.guards = _guards(spec.value)
+        self.guards = list(kernel_owned(spec.value))
         self.frozen = False
         refused = refusal(spec)
         if refused is not None:
