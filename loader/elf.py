@@ -89,7 +89,7 @@ def load(
             else:
                 if spec.config:
                     spec = replace(spec, contents=_configured(source, spec))
-                made = Map.create(spec, max_entries=_entries(spec))
+                made = Map.create(spec, max_entries=spec.entries(possible_cpus(), mmap.PAGESIZE))
                 loaded.maps[name] = loaded._stack.enter_context(made)
         for name, program in chosen.items():
             loaded.programs[name] = loaded._stack.enter_context(_load(program, loaded.maps))
@@ -100,16 +100,6 @@ def load(
         loaded.close()
         raise
     return loaded
-
-
-def _entries(spec: ObjectMap) -> int:
-    """How many entries a map gets where the object leaves that open, as libbpf has it: perf events one for
-    each CPU, ring buffers the next size that the kernel takes."""
-    if spec.type is MapType.PERF_EVENT_ARRAY and not spec.max_entries:
-        return possible_cpus()
-    if spec.type in (MapType.RINGBUF, MapType.USER_RINGBUF) and spec.max_entries:
-        return max(mmap.PAGESIZE, 1 << (spec.max_entries - 1).bit_length())
-    return spec.max_entries
 
 
 def _configured(source: ObjectFile, spec: ObjectMap) -> bytes:

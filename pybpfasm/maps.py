@@ -141,6 +141,10 @@ class MapSpec:
             )
         return MapValue(self, offset)
 
+    def entries(self, cpus: int, page: int = 4096) -> int:
+        """How many entries the map gets on a machine of so many *cpus*, with pages of so many bytes."""
+        return self.max_entries
+
     def refusal(self) -> str | None:
         """Why every kernel refuses to create the map, and what to write; ``None`` where it may be created."""
         from pybpfasm.maprules import refusal

@@ -36,8 +36,17 @@ class ObjectMap(MapSpec):
     pinned: bool = False
     config: tuple[ConfigValue, ...] = ()
 
+    def entries(self, cpus: int, page: int = 4096) -> int:
+        """As libbpf fills in what an object leaves open: perf events get an entry for each CPU, ring buffers
+        the next size that the kernel takes."""
+        if self.type is MapType.PERF_EVENT_ARRAY and not self.max_entries:
+            return cpus
+        if self.type in (MapType.RINGBUF, MapType.USER_RINGBUF) and self.max_entries:
+            return max(page, 1 << (self.max_entries - 1).bit_length())
+        return self.max_entries
+
     def refusal(self) -> None:
-        """Whoever loads an object may change its maps (as many entries as there are CPUs): so nothing."""
+        """Nothing: what an object leaves open is filled in by whoever loads it (`entries`)."""
 
     def btf(self, byteorder: ByteOrder = "little") -> tuple[bytes, int, int] | None:
         """The object's BTF with the type ids of key and value, or ``None`` where the kernel takes none."""

@@ -144,7 +144,7 @@ class Emulator:
             which.type,
             which.key_size,
             which.value_size,
-            which.max_entries,
+            which.entries(self.cpus),
         ):
             raise EmulatorError(f"map {which.name!r} exists and is another one: {found!r}")
         return found

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from pybpfasm.emulator import errnos
@@ -40,13 +41,13 @@ class Map(Entries):
         self.type = spec.type
         self.key_size = spec.key_size
         self.value_size = spec.value_size
-        self.max_entries = spec.max_entries
+        self.max_entries = spec.entries(emulator.cpus)
         self.order: Order = emulator.byteorder
         self.region = Opaque(f"map {spec.name}", self)
         self.region.start = emulator.numbers.start()
         self.guards = list(kernel_owned(spec.value))
         self.frozen = False
-        refused = refusal(spec)
+        refused = refusal(replace(spec, max_entries=self.max_entries))
         if refused is not None:
             raise MapError(self.name, refused, EINVAL)
 

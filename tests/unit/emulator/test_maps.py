@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from pybpfasm.asm import Asm
+from pybpfasm.elf import read_object, write_object
 from pybpfasm.emulator import Emulator, EmulatorError, EmulatorFault, MapError, Skb, SkLookupContext, Socket
 from pybpfasm.emulator.maps import MapOfMaps, Queue, RingBuf
 from pybpfasm.errors import LayoutError
@@ -313,6 +314,21 @@ def test_what_is_given_in_place_of_a_program_or_a_context() -> None:
     packet: Any = bytes(64)
     with pytest.raises(EmulatorError, match=r"nothing runs on a context, as in .*, not on bytes"):
         Emulator().load(nothing.build()).run(packet)
+
+
+def test_sizes_that_an_object_leaves_open() -> None:
+    """Filled in as by who loads it; what is written here says its sizes."""
+    specs = [
+        MapSpec("perf", MapType.PERF_EVENT_ARRAY, 4, 4, 0),
+        MapSpec("ring", MapType.RINGBUF, None, None, 5000),
+    ]
+    found = read_object(write_object([], specs))
+    emulator = Emulator(cpus=3)
+    for name, entries in (("perf", 3), ("ring", 8192)):
+        assert emulator.map(found.map(name)).max_entries == entries
+        assert emulator.map(found.map(name)) is emulator.map(name)
+    for spec in specs:
+        assert errno_of(Emulator().map, spec) == EINVAL
 
 
 def test_time_is_whole_and_goes_on() -> None:
