@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import shutil
 import signal
+import socket
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -80,7 +81,8 @@ def run(
         # The kernel ends Envoy when this process dies; without Envoy the proxy would refuse every connection.
         stack.enter_context(if_killed(clear_up))
         netns = stack.enter_context(NetNs.open(request.netns))
-        path = _config(request, config, directory)
+        with netns.entered():
+            path = _config(request, config, directory, say)
         envoy.validate(path, binary)
         for number in signals:
             stack.callback(signal.signal, number, signal.signal(number, ended))
@@ -133,18 +135,39 @@ def _refuse_taken_port(port: int) -> None:
         )
 
 
-def _config(request: Request, config: str, directory: Path) -> Path:
-    """Return the configuration file; one of ours gets the port and the mark of the request."""
+def _config(request: Request, config: str, directory: Path, say: Callable[[str], None]) -> Path:
+    """Return the configuration file; one of ours gets the ports and the mark of the request.
+
+    To be called in the network namespace where Envoy will listen.
+    """
     if "/" in config or config.endswith((".yaml", ".json")):
         if not Path(config).is_file():
             raise UsageError(f"there is no file {config}", hint="give a path, or a name without .yaml")
         return Path(config)
     settings = request.settings
+    ports = {"listener_port": settings.envoy_port}
+    if config.startswith("static"):  # one cluster, at one port
+        if len(settings.ports) > 1:
+            raise UsageError(
+                f"the Envoy file {config!r} sends everything to one port, and these are {settings.ports}",
+                hint=f"name one port, or take --config {DEFAULT_CONFIG}, which asks where each was going",
+            )
+        (ports["application_port"],) = settings.ports
+    if settings.envoy_port == envoy.ADMIN_PORT or listeners(envoy.ADMIN_PORT):
+        ports["admin_port"] = _free_port()
+        say(
+            f"port {envoy.ADMIN_PORT} is taken: Envoy's admin interface is at 127.0.0.1:{ports['admin_port']}"
+        )
     path = directory / f"{config}.yaml"
-    path.write_text(
-        envoy.render(config, listener_port=settings.envoy_port, mark=settings.mark.value), encoding="utf-8"
-    )
+    path.write_text(envoy.render(config, mark=settings.mark.value, **ports), encoding="utf-8")
     return path
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port
 
 
 def _wait(netns: NetNs, port: int, process: Any, timeout: float = 15.0) -> None:

@@ -13,11 +13,13 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import yaml
 
 from loader import bpffs, cli, envoy, features, process, run
 from loader.features import Feature, Support
@@ -797,6 +799,43 @@ def test_run_where_somebody_listens_already(site: Site) -> None:
     words = ["run", *UP[1:], "--bpffs", str(site.fs.root), "--cgroup", str(site.cgroup.path)]
     with socket.create_server(("127.0.0.1", 8080)):
         refused(site, command(*words), 1, "somebody listens on TCP port 8080 already, at 127.0.0.1")
+
+
+@pytest.mark.parametrize("config", ["static", "original-dst-dual"])
+@pytest.mark.parametrize("taken", ["listener", "--envoy-port", ""])
+def test_the_envoy_file_that_run_makes(site: Site, tmp_path: Path, config: str, taken: str) -> None:
+    """Its ports are those of the request, and two of `run` do not meet at the admin interface."""
+    envoy_port = 9901 if taken == "--envoy-port" else 8081
+    words = ["run", "--iface", "lo", "--ports", "9000", "--envoy-port", str(envoy_port)]
+    request = cli._request(cli._parser(words)[0].parse_args(words))
+    said: list[str] = []
+    with ExitStack() as stack:
+        if taken == "listener":
+            stack.enter_context(socket.create_server(("127.0.0.1", 9901)))
+        path = run._config(request, config, tmp_path, said.append)
+    document = yaml.safe_load(path.read_text(encoding="utf-8"))
+    (listener,) = document["static_resources"]["listeners"]
+    assert listener["address"]["socket_address"]["port_value"] == envoy_port
+    admin = document["admin"]["address"]["socket_address"]["port_value"]
+    assert (admin == 9901) is (taken == "")
+    assert said == ([f"port 9901 is taken: Envoy's admin interface is at 127.0.0.1:{admin}"] if taken else [])
+    assert ("port_value: 9000" in path.read_text(encoding="utf-8")) is (config == "static")
+
+
+def test_a_static_envoy_file_has_one_application(site: Site) -> None:
+    words = [
+        "run",
+        "--iface",
+        "lo",
+        "--bpffs",
+        str(site.fs.root),
+        "--config",
+        "static",
+        "--ports",
+        "8000,9000",
+    ]
+    outcome = command(*words, "--cgroup", str(site.cgroup.path))
+    refused(site, outcome, 2, "'static' sends everything to one port, and these are 8000,9000")
 
 
 def test_run_with_an_envoy_that_fails(site: Site, tmp_path: Path) -> None:
