@@ -141,15 +141,23 @@ def shows(mount: Mount, magic: int) -> bool:
 
 
 def in_mount_namespace_alone() -> bool:
-    """Whether no other process is in the calling thread's mount namespace: what is mounted there ends with
-    this one then.
+    """Whether no other process is in the calling thread's mount namespace, nor holds it by a descriptor: what
+    is mounted there ends with this one then.
     """
     ours, mine = os.stat("/proc/thread-self/ns/mnt").st_ino, str(os.getpid())
-    for process in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):  # it has ended, or it is not for us to look at
-            if process.name != mine and os.stat(process / "ns/mnt").st_ino == ours:
-                return False
-    return True
+    others = (process for process in Path("/proc").glob("[0-9]*") if process.name != mine)
+    return not any(_holds_mount_namespace(process, ours) for process in others)
+
+
+def _holds_mount_namespace(process: Path, namespace: int) -> bool:
+    with contextlib.suppress(OSError):  # it has ended, or it is not for us to look at
+        if os.stat(process / "ns/mnt").st_ino == namespace:
+            return True
+        for descriptor in os.scandir(process / "fd"):
+            with contextlib.suppress(OSError):
+                if os.readlink(descriptor.path) == f"mnt:[{namespace}]":
+                    return True
+    return False
 
 
 def file_system_magic(path: str | os.PathLike[str] | int) -> int:

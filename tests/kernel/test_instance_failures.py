@@ -439,6 +439,33 @@ def test_a_mount_that_would_end_with_the_loader_is_not_made(
     assert tc_programs(1, AttachType.TCX_INGRESS) == []
 
 
+def test_a_mount_namespace_may_be_held_by_a_descriptor(unmounted: Callable[..., int]) -> None:
+    """As the playground does: nobody else is in it, and it stays all the same."""
+
+    def held() -> int:
+        before = os.open("/proc/self/ns/mnt", os.O_RDONLY)
+        unshare(CLONE_NEWNS)
+        descriptor = os.open("/proc/self/ns/mnt", os.O_RDONLY)
+        reading, writing = os.pipe()
+        holder = os.fork()
+        if holder == 0:
+            signal.alarm(120)  # however the tests end
+            os.write(writing, b"1" if libc().setns(before, CLONE_NEWNS) == 0 else b"0")
+            signal.pause()
+        try:
+            assert os.read(reading, 1) == b"1"
+            os.close(descriptor)
+            assert unmounted(*UP) == 0
+            assert len(bpf_mounts()) == 1
+            return unmounted("down")
+        finally:
+            os.kill(holder, signal.SIGKILL)
+            os.waitpid(holder, 0)
+
+    assert in_child(held) == 0
+    assert tc_programs(1, AttachType.TCX_INGRESS) == []
+
+
 def test_two_at_once_mount_one(unmounted: Callable[..., int], tmp_path: Path) -> None:
     add_dummy("eth7")
     pids = []
