@@ -16,7 +16,7 @@ import functools
 import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
@@ -92,7 +92,7 @@ class Instance:
     def _find_holders(self) -> None:
         self.holders = {key: LinkHolder(link) for key, link in self.links.items()}
         records = {one.name: one for one in self.interfaces}
-        for hook in self.hooks():
+        for hook in (*self.hooks(), *self._old_hooks()):
             if hook.key in self.holders:
                 continue
             if hook.interface is not None and records[hook.interface.name].method == "clsact":
@@ -159,6 +159,13 @@ class Instance:
             return ()
         there = [Interface(one.name, one.ifindex, one.link_type) for one in self.interfaces]
         return self.mode.hooks(self.settings, there)
+
+    def _old_hooks(self) -> tuple[Hook, ...]:
+        """Return the hooks on maps that only old connections may still need."""
+        if self.mode is None or self.settings is None or self.settings.accelerate:
+            return ()
+        hooks = self.mode.hooks(replace(self.settings, accelerate=True), [])
+        return tuple(hook for hook in hooks if hook.target is Target.MAP)
 
     def attached(self) -> list[Attached]:
         """Return all hooks, those that only old connections still need among them, with their state."""

@@ -21,7 +21,7 @@ from loader import features
 from loader.errors import LoaderError
 from loader.features import Asked, Isa, Probe, Support
 from pybpfasm.instruction import Instruction
-from pybpfasm.kernel.enums import ProgType
+from pybpfasm.kernel.enums import Helper, ProgType
 from pybpfasm.target import required_version
 
 __all__ = [
@@ -30,6 +30,7 @@ __all__ = [
     "LEFT_OUT",
     "RCU_READ_LOCK",
     "Attempt",
+    "Call",
     "Kfunc",
     "check",
     "kernel_version",
@@ -71,12 +72,28 @@ class Attempt:
         return Probe(self.value, Support.SUPPORTED, "")
 
 
-Needed = Asked | Kfunc | Attempt
+@dataclass(frozen=True)
+class Call:
+    """A helper in programs of a type, and the first version with it there."""
+
+    kind: ProgType
+    helper: Helper
+    since: tuple[int, int]
+
+    @property
+    def value(self) -> str:
+        """What it is in words."""
+        return f"{self.helper.name} in {self.kind.name} ({'.'.join(map(str, self.since))})"
+
+
+Needed = Asked | Kfunc | Call | Attempt
 
 
 def _probe(asked: Needed) -> Probe:
     if isinstance(asked, Attempt):
         return asked.probe()
+    if isinstance(asked, Call):
+        return features.has_helper(asked.kind, asked.helper)
     return features.has_kfunc(asked.kind, asked.name) if isinstance(asked, Kfunc) else features.probe(asked)
 
 

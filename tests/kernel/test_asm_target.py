@@ -22,7 +22,7 @@ from tests.unit.test_asm_far_jumps import build
 
 @pytest.mark.parametrize("forwards", [True, False])
 @pytest.mark.parametrize("filler", [32_764, 70_000])
-@pytest.mark.parametrize("target", [None, "v3"])
+@pytest.mark.parametrize("target", [pytest.param(None, marks=requires(Isa.V4)), "v3"])
 def test_far_jumps(forwards: bool, filler: int, target: str | None) -> None:
     """The verifier finds nothing that can't be reached, and every jump arrives."""
     with Program.load(build(forwards, filler, target)) as program:

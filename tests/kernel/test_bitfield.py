@@ -32,7 +32,9 @@ from pybpfasm import (
 )
 from pybpfasm.btf import Kind, layout_of
 from pybpfasm.core import core_load_bits
+from pybpfasm.kernel.enums import ProgType
 from tests.kernel.programs.scapy_layers import IP, TCP
+from tests.requires import Call, requires
 from tests.unit.test_bitfield import Ip
 
 
@@ -200,6 +202,7 @@ def resets_on_fork(b: Asm, ctx: SkBuff) -> None:
     b.exit()
 
 
+@requires(Call(ProgType.SCHED_CLS, Helper.get_current_task_btf, (5, 11)))
 def test_a_bit_of_the_running_task() -> None:
     """Wherever this kernel has it: it is what the task has asked the scheduler for."""
     seen: list[int] = []

@@ -51,6 +51,8 @@ def _module(path: Path) -> ModuleType:
 random_programs = _module(Path(__file__).with_name("random_programs.py"))
 # Older kernels word things in other ways, and allow less: what is recorded came from 6.18.
 AS_RECORDED = kernel_version() >= (6, 18)
+# What 5.10 takes nevertheless.
+TAKEN_ONCE = {"middle of lddw"} if kernel_version() < (6, 1) else set()
 provoke = _module(ROOT / "tests" / "data" / "verifier" / "provoke.py")
 examples = _module(ROOT / "tests" / "unit" / "test_check.py")
 generate_rights = _module(ROOT / "scripts" / "generate_rights.py")
@@ -159,7 +161,7 @@ def test_the_examples_of_the_unit_tests() -> None:
         for name, text in examples.RIGHT.items():
             assert loader.takes(examples.spec_of(text)), name
         for name, (text, (severity, _, _)) in examples.WRONG.items():
-            if severity == "error":
+            if severity == "error" and name not in TAKEN_ONCE:
                 assert not loader.takes(examples.spec_of(text)), name
         for name, (text, type, attach, wrong) in examples.TYPED.items():
             assert loader.takes(examples.spec_of(text, type, attach)) is (wrong is None), name
@@ -215,7 +217,8 @@ def test_a_rejection_tells_what_led_to_it() -> None:
     assert error.diagnosis is not None and error.diagnosis.key == "scalar-access"
     assert error.location is not None and error.location.text == "b.r0 = b.u8[b.r7]"
     shown = str(error).splitlines()
-    assert any("r7 = scalar() " in line and "a number, nothing known of it" in line for line in shown)
+    number = "a number, nothing known of it"
+    assert any("r7 = " in line and number in line for line in shown) or kernel_version() < (6, 1)
     assert any(line.endswith("b.call(Helper.skb_pull_data)") and "the call is at" in line for line in shown)
     assert any(line.startswith("  why: r7 is a plain number") for line in shown)
     path = shown[shown.index("  the way there:") + 1 :]
@@ -248,4 +251,11 @@ def test_helpers_of_a_type_are_those_that_the_kernel_allows(
 def test_the_context_of_a_type_is_what_the_kernel_lets_access(
     type: ProgType, attach: AttachType | None
 ) -> None:
-    assert rights_of(type, attach).context == generate_rights.context((int(type), int(attach or 0)))
+    ours = rights_of(type, attach).context
+    theirs = generate_rights.context((int(type), int(attach or 0)))
+    assert ours is not None
+    if kernel_version() >= (6, 1):
+        assert ours == theirs
+    for known, allowed in zip(ours[:2], theirs[:2], strict=True):
+        assert allowed.keys() == known.keys()
+        assert all(allowed[size] & ~known[size] == 0 for size in known)
