@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final
@@ -56,7 +57,7 @@ class Ports:
             part = part.strip()
             first, dash, last = part.partition("-")
             numbers = [first, last] if dash else [first, first]
-            if not all(number.strip().isascii() and number.strip().isdigit() for number in numbers):
+            if not all(re.fullmatch(r"\s*[0-9]{1,20}\s*", number) for number in numbers):
                 raise SettingsError(f"{part!r} is neither a port nor a range: write 8000, or 9000-9010")
             low, high = (int(number) for number in numbers)
             try:

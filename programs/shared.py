@@ -12,7 +12,8 @@ from programs.settings import Settings
 from pybpfasm.asm import Asm, Label, Mem, Reg, be32, imm64
 from pybpfasm.kernel.context import SockOps, SockOpt
 from pybpfasm.kernel.enums import BPF_F_NO_PREALLOC, Helper, MapType
-from pybpfasm.layout import U8, U32, U64, Array, ArrayView, Be16, Be32, Bytes, Nested, Struct
+from pybpfasm.kernel.values import BpfTimer
+from pybpfasm.layout import U8, U32, U64, ArrayView, Be16, Be32, Bytes, Nested, Struct
 from pybpfasm.maps import MapSpec
 
 CLOCK_MONOTONIC: Final = 1  # linux/time.h
@@ -23,12 +24,6 @@ V4_MAPPED: Final = 0x0000FFFF
 
 
 # --- The flow map: which port a client's connection was really for. ---
-
-
-class BpfTimer(Struct, kernel_name="bpf_timer"):
-    """``struct bpf_timer``: 16 bytes that belong to the kernel."""
-
-    opaque = Array(U64(), 2)
 
 
 class FlowKey(Struct, kernel_name="flow_key"):
