@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import errno
+import gc
 import os
 import sys
 import time
@@ -630,6 +631,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if full:
             _give_up_output()
         message, hint, status = _explain(error, words, full)
+        if hint == MORE_FILES:
+            _drop_what_is_half_made(error)
         say(f"error: {message}" + (f"\n  {hint}" if hint else ""))
         if "--json" in own and not full:
             with contextlib.suppress(OSError):
@@ -672,6 +675,22 @@ def _explain(error: Exception, words: Sequence[str], full: bool) -> tuple[str, s
         f"this is a defect: please report it with what `{PROG} --debug {' '.join(words)}` prints",
         FAILED,
     )
+
+
+def _drop_what_is_half_made(error: BaseException) -> None:
+    """Collect what could not be opened as a whole, such as an event loop of pyroute2's.
+
+    It complains when it is collected, with a traceback, and nobody can do anything about that.
+    """
+    before, sys.unraisablehook = sys.unraisablehook, lambda _: None
+    try:
+        one: BaseException | None = error
+        while one is not None:
+            one.__traceback__ = None
+            one = one.__context__
+        gc.collect()
+    finally:
+        sys.unraisablehook = before
 
 
 # What some commands need besides the standard library.

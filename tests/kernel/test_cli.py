@@ -346,7 +346,7 @@ def test_nobody_listens(site: Site) -> None:
         assert "only IPv4 is listened on, by the application IPv6 too" in site.up("--envoy-port", "8099").err
         assert any("the application on IPv6 too" in one["found"] for one in site.status()["remarks"])
         with socket.create_server(("::", 8099), family=socket.AF_INET6):
-            assert site.up("--envoy-port", "8099").err == ""
+            assert site.up("--no-accelerate", "--envoy-port", "8099").err == ""
 
 
 @sched_cls(AttachType.TCX_INGRESS, name="pba_ingress")
@@ -589,7 +589,7 @@ def test_status_says_what_keeps_connections_away(site: Site) -> None:
     with socket.create_server(("", 8080)), socket.create_server(("", 8000)):
         assert remarks() == {}
         set_down("eth7")
-        assert site.up("--iface", "lo", iface="eth7").err == (
+        assert site.up("--iface", "lo", iface="eth7").err.startswith(
             "warning: interface eth7 is down: no client comes in there until it is up\n"
         )
         assert remarks() == {"interface eth7 is down: no client comes in there": "note"}
