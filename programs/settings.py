@@ -19,6 +19,10 @@ class SettingsError(ValueError):
     """A setting that can't be; the message says which and what would do."""
 
 
+# Nobody is helped by seeing more, and Python reads no more than some thousands (sys.set_int_max_str_digits).
+_DIGITS: Final = 1000
+
+
 @dataclass(frozen=True, slots=True)
 class Ports:
     """TCP ports as sorted, disjoint, inclusive ranges that do not touch each other."""
@@ -57,8 +61,10 @@ class Ports:
             part = part.strip()
             first, dash, last = part.partition("-")
             numbers = [first, last] if dash else [first, first]
-            if not all(re.fullmatch(r"\s*[0-9]{1,20}\s*", number) for number in numbers):
+            if not all(re.fullmatch(r"\s*[0-9]+\s*", number) for number in numbers):
                 raise SettingsError(f"{part!r} is neither a port nor a range: write 8000, or 9000-9010")
+            if any(len(number) > _DIGITS for number in numbers):
+                raise SettingsError("a number of thousands of digits is no port")
             low, high = (int(number) for number in numbers)
             try:
                 cls.of([(low, high)])
