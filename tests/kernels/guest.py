@@ -378,7 +378,7 @@ def main(release: str, path: str, *arguments: str) -> int:
     with step(result, "kernel tests"):
         from tests.kernels.chosen import run
 
-        result.tests = run(list(arguments))
+        result.tests = run(kernel_version(release), list(arguments))
         assert result.tests["failed"] == 0, f"{result.tests['failed']} kernel tests failed"
     Path(path).write_text(json.dumps(vars(result), indent=1) + "\n")
     for line in result.failures:
