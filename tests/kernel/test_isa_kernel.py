@@ -14,8 +14,10 @@ from pybpfasm.kernel.enums import ProgType
 from pybpfasm.listing import text
 from pybpfasm.text import assemble
 from tests.data.isa.regenerate import samples, verifier_text
+from tests.requires import RCU_READ_LOCK, requires
 
 
+@requires(RCU_READ_LOCK)
 def test_calls_of_kernel_functions() -> None:
     """The verifier names the function before its BTF id."""
     btf = Btf.parse(Path("/sys/kernel/btf/vmlinux").read_bytes())

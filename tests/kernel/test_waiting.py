@@ -28,7 +28,7 @@ def test_up_waits_for_the_interface_and_for_envoy(site: Site) -> None:
     thread = threading.Thread(target=start_the_host)
     thread.start()  # in the namespace of this thread
     began.set()
-    outcome = site.up("--wait", "60", iface="late0")
+    outcome = site.up("--wait", "60", "--no-accelerate", iface="late0")
     thread.join()
     assert len(sockets) == 1
     sockets[0].close()
@@ -48,8 +48,8 @@ def test_waiting_has_an_end(site: Site) -> None:
 def test_nothing_to_wait_for(site: Site) -> None:
     """What is there already is not waited for, and a second `up` finds all as it was."""
     with socket.create_server(("0.0.0.0", 8080)):
-        assert site.up("--wait", "86400").err == ""
-        assert "was up like this already" in site.up("--wait", "86400").out
+        assert site.up("--wait", "86400", "--no-accelerate").err == ""
+        assert "was up like this already" in site.up("--wait", "86400", "--no-accelerate").out
 
 
 def test_a_dry_run_does_not_wait(site: Site) -> None:
