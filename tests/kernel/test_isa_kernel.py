@@ -7,6 +7,7 @@ import os
 import re
 from pathlib import Path
 
+from loader.features import Isa, probe
 from loader.sys import prog_load
 from pybpfasm.btf import Btf, Kind
 from pybpfasm.instruction import decode, encode
@@ -14,7 +15,7 @@ from pybpfasm.kernel.enums import ProgType
 from pybpfasm.listing import text
 from pybpfasm.text import assemble
 from tests.data.isa.regenerate import samples, verifier_text
-from tests.requires import RCU_READ_LOCK, requires
+from tests.requires import RCU_READ_LOCK, needed, requires
 
 
 @requires(RCU_READ_LOCK)
@@ -43,8 +44,11 @@ def test_text_is_the_running_kernels() -> None:
     unknown: set[str] = set()
     printed: set[str] = set()
     differ = []
+    missing = {part for part in Isa if not probe(part).supported}
     for code in samples():
         insn = decode(code)[0]
+        if missing & set(needed([insn])):
+            continue  # it may be printed as what it would have been before, and refused then
         form = insn.form()
         assert form is not None
         words = verifier_text(code)
