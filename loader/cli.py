@@ -337,8 +337,6 @@ def _request(arguments: argparse.Namespace) -> Request:
         settings = Settings(ports, envoy_port, mark, arguments.accelerate != "never", **more)
     except SettingsError as error:
         raise UsageError(f"{option}{error}", hint=help_text) from None
-    except ValueError:  # more digits than Python makes a number of
-        raise UsageError(f"{option}a number of thousands of digits", hint=help_text) from None
     return Request(
         interfaces=tuple(arguments.iface),
         settings=settings,
