@@ -48,6 +48,11 @@ _COUNTERS: Final[dict[tuple[str, str], tuple[str, str]]] = {
         "of SYNs, or clients that do not get the answers",
         "if they are honest, up --flow-capacity with more",
     ),
+    ("ingress", "untimed_flows"): (
+        "{n} times the kernel had no memory at hand for the timer of a connection, which asks again with its "
+        "next packets; the entry of one that never got any stays if it just stops",
+        "",
+    ),
     ("ingress", "challenged_tuple_in_use"): (
         "{n} times a SYN came from an address and port that another connection to Envoy has",
         "where that is dead, it makes room and the client gets through; else the client has to take another "

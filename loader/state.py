@@ -16,7 +16,7 @@ from pybpfasm.maps import MapSpec
 if TYPE_CHECKING:
     from pybpfasm.btf import BtfBuilder
 
-FORMAT: Final = 4  # of the settings map
+FORMAT: Final = 5  # of the settings map
 
 
 class Text(Bytes):

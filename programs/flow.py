@@ -12,10 +12,12 @@ from typing import Final
 
 from programs.settings import Settings
 from programs.shared import (
+    CLOCK_MONOTONIC,
     FLOW_BOTH_FINS,
     FLOW_ESTABLISHED,
     FLOW_FIN_SERVER,
     FLOW_RESET,
+    FLOW_UNTIMED,
     NSEC_PER_SEC,
     FlowKey,
     FlowValue,
@@ -52,7 +54,8 @@ def half_closed_seconds(settings: Settings) -> int:
 def start_timer(b: Asm, flow: TimedFlowValue, seconds: int) -> None:
     """Let the flow's timer fire in *seconds*.
 
-    An error is of no consequence: the timer then keeps its time.
+    An error is of no consequence: the timer then keeps its time. Where two CPUs set it, the last one has its
+    way, so whoever sets a long time looks at the state afterwards; one that is too short does no harm.
     """
     b.lea(b.r1, flow.timer)
     b.r2 = imm64(seconds * NSEC_PER_SEC)
@@ -60,14 +63,43 @@ def start_timer(b: Asm, flow: TimedFlowValue, seconds: int) -> None:
     b.call(Helper.timer_start)
 
 
+def give_timer(b: Asm, settings: Settings, seconds: int) -> None:
+    """Give the flow at r7 its timer, which fires in *seconds*; r0 = 0 if it has one now. Clobbers r1 to r5.
+
+    The kernel takes memory for it and waits for none (``bpf_map_kmalloc_nolock`` from Linux 6.18 on, atomic
+    before), so that fails where none is at hand; -EBUSY is another CPU that gives it one.
+    """
+    flow = TimedFlowValue(b.r7)
+    b.lea(b.r1, flow.timer)
+    b.r2 = maps(settings).flows
+    b.r3 = CLOCK_MONOTONIC
+    b.call(Helper.timer_init)
+    with b.If(b.r0 == 0):
+        b.lea(b.r1, flow.timer)
+        b.r2 = expire.bind(settings)
+        b.call(Helper.timer_set_callback)
+        start_timer(b, flow, seconds)
+        b.r0 = 0
+
+
+def begin_anew(b: Asm, settings: Settings, flow: FlowValue | TimedFlowValue) -> None:
+    """Forget what the flow's packets have said of the connection before. Clobbers r2."""
+    if settings.timers:
+        b.r2 = flow.state
+        b.r2 &= FLOW_UNTIMED
+        flow.state = b.r2
+    else:
+        flow.state = 0
+
+
 def follow(b: Asm, ctx: SkBuff, settings: Settings, key: FlowKey, flags: Mem, fin: int) -> None:
     """Note in the flow at r7 a packet with the TCP *flags*, whose header is at offset r9; *fin* is the state
     bit of this direction's FIN.
 
-    The entry goes when its timer finds it ended and quiet for a while; where there are no timers, with the
-    packet that ends the connection, so r7 is void afterwards. A reset starts the linger but does not end the
-    flow: whether the receiver accepted it is not known here, and another packet of the server shows that it
-    did not. Clobbers r0 to r5, and every packet pointer may be void.
+    The entry goes when its timer finds it ended and quiet for a while; where it has none, with the packet
+    that ends the connection, so r7 is void afterwards. A reset starts the linger but does not end the flow:
+    whether the receiver accepted it is not known here, and another packet of the server shows that it did
+    not. Clobbers r0 to r5, and every packet pointer may be void.
     """
     flow = flow_value(settings, b.r7)
     from_server = fin == FLOW_FIN_SERVER
@@ -85,7 +117,7 @@ def follow(b: Asm, ctx: SkBuff, settings: Settings, key: FlowKey, flags: Mem, fi
             load_header(b, ctx, header, "followed")
             b.r2 = header.seq
             flow.syn_ack_seq = b.r2
-            flow.state = 0
+            begin_anew(b, settings, flow)
         b.r3 = 0
         b.r4 = flow.state
     else:
@@ -107,31 +139,44 @@ def follow(b: Asm, ctx: SkBuff, settings: Settings, key: FlowKey, flags: Mem, fi
     b.r5 = b.r4
     b.r4 |= b.r3
     with b.If(b.r4 != b.r5):
-        # A kernel without timers may lack these atomic operations too (5.12). There, two CPUs that meet here
-        # can lose a bit: the entry is then one that nothing removes, as after a connection that just stops.
-        if settings.timers:
-            flow.state.lock_or(b.r3)
-        else:
+        if not settings.timers:
+            # Such a kernel may lack these atomic operations too (5.12). Two CPUs that meet can lose a bit:
+            # nothing removes the entry then, as after a connection that just stops.
             flow.state = b.r4
-        is_over(b, "over")
-        if settings.timers:
+        else:
+            # What the other direction's CPU has noted meanwhile counts too: one of them sees both FINs.
+            b.r4 = b.r3
+            flow.state.fetch_or(b.r4)
+            b.r4 |= b.r3
+            is_over(b, "over")
             b.r4 = flow.state
             with b.If((b.r3 & FLOW_BOTH_FINS) & (b.r4 & FLOW_ESTABLISHED)):
                 start_timer(b, TimedFlowValue(b.r7), half_closed_seconds(settings))
+                b.r4 = flow.state
+                is_over(b, "over")
+            b.r4 = flow.state
     if settings.timers:
-        b.goto("followed")
+        b.goto("noted")
         b.label("over")
         start_timer(b, TimedFlowValue(b.r7), settings.linger_seconds)
-    else:
-        # The last acknowledgement, or a reset: there is nobody who could remove the entry later.
-        is_over(b, "over")
-        b.goto("followed")
-        b.label("over")
-        b.r2 = flags
-        with b.If((b.r2 & TCP_RST) | ~(b.r2 & TCP_FIN)):
-            b.r1 = maps(settings).flows
-            b.lea(b.r2, key)
-            b.call(Helper.map_delete_elem)
+        b.r4 = flow.state
+        b.label("noted")
+        b.If(~(b.r4 & FLOW_UNTIMED)).goto("followed")
+        give_timer(b, settings, settings.linger_seconds)
+        with b.If(b.r0 == 0):
+            b.r5 = ~FLOW_UNTIMED
+            flow.state.lock_and(b.r5)
+            b.goto("followed")
+        b.r4 = flow.state
+    # The last acknowledgement, or a reset: there is nobody who could remove the entry later.
+    is_over(b, "ended")
+    b.goto("followed")
+    b.label("ended")
+    b.r2 = flags
+    with b.If((b.r2 & TCP_RST) | ~(b.r2 & TCP_FIN)):
+        b.r1 = maps(settings).flows
+        b.lea(b.r2, key)
+        b.call(Helper.map_delete_elem)
     b.label("followed")
 
 
@@ -321,7 +366,8 @@ def expire(b: Asm, settings: Settings) -> None:
     b.r0 -= b.r2
     with b.If(b.r0.slt(0)):  # a packet has come since the clock was read
         b.r0 = 0
-    b.r4 = flow.state
+    b.r9 = flow.state
+    b.r4 = b.r9
     b.r3 = imm64(settings.handshake_seconds * NSEC_PER_SEC)
     with b.If(b.r4 & FLOW_ESTABLISHED):
         b.r3 = imm64(settings.idle_seconds * NSEC_PER_SEC)
@@ -342,4 +388,8 @@ def expire(b: Asm, settings: Settings) -> None:
     b.r2 -= b.r0
     b.r3 = 0
     b.call(Helper.timer_start)
+    # A packet that came after the state was read has set the timer too, and this was the last word.
+    b.r2 = flow.state
+    with b.If(b.r2 != b.r9):
+        start_timer(b, flow, settings.linger_seconds)
     b.ret(0)

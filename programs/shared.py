@@ -45,6 +45,7 @@ FLOW_ESTABLISHED: Final = 1
 FLOW_FIN_CLIENT: Final = 2
 FLOW_FIN_SERVER: Final = 4
 FLOW_RESET: Final = 8
+FLOW_UNTIMED: Final = 16  # the kernel had no memory for its timer yet
 FLOW_BOTH_FINS: Final = FLOW_FIN_CLIENT | FLOW_FIN_SERVER
 
 
@@ -140,7 +141,8 @@ class IngressCounters(Struct, kernel_name="ingress_counters"):
     ``errors_redirected`` are ICMP errors about packets that Envoy sent in a known flow.
     ``challenged_tuple_in_use`` are SYNs that met another connection of their client's at Envoy; they count as
     redirected too. ``evicted_half_open`` are flows that went because many more began before their handshake
-    was complete.
+    was complete, ``untimed_flows`` those that began without a timer, for want of memory: the next packets ask
+    for one again, and while there is none, the end of the connection removes the entry.
     """
 
     redirected = U64()
@@ -150,6 +152,7 @@ class IngressCounters(Struct, kernel_name="ingress_counters"):
     passed_without_flow = U64()
     passed_forwarded = U64()
     passed_draining = U64()
+    untimed_flows = U64()
     evicted_half_open = U64()
     challenged_tuple_in_use = U64()
     dropped_map_full = U64()

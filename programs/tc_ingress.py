@@ -7,13 +7,22 @@ counters, r9 the offset of the TCP or ICMP header.
 
 from __future__ import annotations
 
-from programs.flow import expire, find_socket, flow_value, follow, is_over, queue_up, start_timer
+from programs.flow import (
+    begin_anew,
+    find_socket,
+    flow_value,
+    follow,
+    give_timer,
+    is_over,
+    queue_up,
+    start_timer,
+)
 from programs.icmp import find_quoted
 from programs.packet import PACKET_HOST, Interface, fill_key, find_tcp, rewrite_port
 from programs.settings import Settings
 from programs.shared import (
-    CLOCK_MONOTONIC,
     FLOW_FIN_CLIENT,
+    FLOW_UNTIMED,
     Counters,
     FlowKey,
     FlowValue,
@@ -176,6 +185,8 @@ def new_flow(b: Asm, ctx: SkBuff, settings: Settings, interface: Interface, key:
     value.syn_seq = b.r2
     b.r2 = port
     value.original_port = b.r2
+    if settings.timers:
+        value.state = FLOW_UNTIMED
 
     with b.If(b.r0 != 0):
         b.r7 = b.r0
@@ -192,7 +203,7 @@ def new_flow(b: Asm, ctx: SkBuff, settings: Settings, interface: Interface, key:
             b.goto("rewrite")
             b.label("reopened")
             if settings.new_flows:
-                flow.state = 0
+                begin_anew(b, settings, flow)
                 if settings.timers:
                     start_timer(b, TimedFlowValue(b.r7), settings.handshake_seconds)
                 b.goto("rewrite")
@@ -224,15 +235,11 @@ def new_flow(b: Asm, ctx: SkBuff, settings: Settings, interface: Interface, key:
         b.call(Helper.map_lookup_elem)
         with b.If(b.r0 != 0):
             b.r7 = b.r0
-            timer = TimedFlowValue(b.r7).timer
-            b.lea(b.r1, timer)
-            b.r2 = maps(settings).flows
-            b.r3 = CLOCK_MONOTONIC
-            b.call(Helper.timer_init)
-            b.lea(b.r1, timer)
-            b.r2 = expire.bind(settings)
-            b.call(Helper.timer_set_callback)
-            start_timer(b, TimedFlowValue(b.r7), settings.handshake_seconds)
+            give_timer(b, settings, settings.handshake_seconds)
+            with b.If(b.r0 == 0):
+                TimedFlowValue(b.r7).state = 0
+            with b.Else():
+                count(b, Counters(b.r8).ingress.untimed_flows)
     count(b, Counters(b.r8).ingress.new_flows)
 
 

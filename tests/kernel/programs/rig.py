@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import os
 import socket
 import struct
 import subprocess
 import time
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
@@ -105,6 +106,30 @@ def _rows(table: str) -> list[list[str]]:
     return [row.split() for row in Path(f"/proc/thread-self/net/{table}").read_text().splitlines()]
 
 
+@contextmanager
+def memory_for_timers(count: int = 160) -> Iterator[None]:
+    """Let the kernel have places for timers.
+
+    Linux 6.18 takes what its caches hold and waits for nothing, so it may find none, and a flow does without.
+    A pipe is of the size of a timer (kmalloc-cg-192): a page of the cache with one pipe that stays has the
+    places of those that went.
+    """
+    pipes = [os.pipe() for _ in range(count)]
+    try:
+        for ends in (ends for number, ends in enumerate(pipes) if number % 16):
+            close(ends)
+        yield
+    finally:
+        for ends in pipes[::16]:
+            close(ends)
+
+
+def close(ends: tuple[int, int]) -> None:
+    """Close both ends of a pipe."""
+    for end in ends:
+        os.close(end)
+
+
 class Rig:
     """The maps of *settings*, and its programs once they are asked for; closes both at the end of a block.
 
@@ -118,6 +143,8 @@ class Rig:
         self.programs: dict[object, Program] = {}
         self._before: dict[str, int] = {}
         try:
+            if settings.timers:
+                self.stack.enter_context(memory_for_timers())
             for spec in maps(settings).all:
                 self.maps[spec.name] = self.stack.enter_context(Map.create(spec))
         except BaseException:

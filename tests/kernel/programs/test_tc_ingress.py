@@ -21,6 +21,7 @@ from loader.netns import NetNs, interface
 from loader.objects import Program
 from programs import flow
 from programs.packet import Interface
+from programs.shared import FLOW_UNTIMED
 from programs.tc_ingress import tc_ingress
 from tests.kernel.programs import frames
 from tests.kernel.programs import scapy_layers as scapy
@@ -35,7 +36,7 @@ from tests.kernel.programs.frames import (
     checksums,
     same,
 )
-from tests.kernel.programs.oracle import ACK, CWR, ECE, FIN, PSH, RST, SYN, Model, locate
+from tests.kernel.programs.oracle import ACK, CWR, ECE, ESTABLISHED, FIN, PSH, RST, SYN, Model, locate
 from tests.kernel.programs.rig import DROP, NEXT, Flow, Rig, ready
 from tests.requires import requires
 
@@ -762,6 +763,22 @@ def test_a_half_closed_flow_goes_sooner_than_an_open_one(
         assert set(rig.flows()) == {
             flow_of(Frame(sport=sport, family=f)).key for sport in (3, 4) for f in (4, 6)
         }
+
+
+@requires(Feature.TIMER)
+@pytest.mark.parametrize("from_server", [False, True])
+def test_a_flow_without_a_timer_gets_one_later(rig_of: Callable[[str], Rig], from_server: bool) -> None:
+    """As where the kernel had no memory for it when the connection began."""
+    rig = rig_of("quick")
+    rig.put(flow_of(Frame()), 8000, state=ESTABLISHED | FLOW_UNTIMED)
+    if from_server:
+        rig.run(rig.load("egress"), Frame().answer(sport=ENVOY, flags=ACK).bytes())
+    else:
+        rig.run(rig.load("ingress"), Frame(flags=ACK).bytes())
+    assert rig.flow(flow_of(Frame())).state == ESTABLISHED
+    rig.run(rig.load("ingress"), Frame(flags=RST).bytes())
+    assert rig.flow(flow_of(Frame())) is not None
+    wait_until_gone(rig, [flow_of(Frame())])
 
 
 @requires(Feature.TIMER)

@@ -12,8 +12,10 @@ import itertools
 from collections.abc import Callable
 from typing import Any
 
+from programs.flow import half_closed_seconds
 from programs.packet import Interface
 from programs.settings import Mark, Ports, Settings
+from programs.shared import FLOW_UNTIMED
 from pybpfasm.emulator import Emulator, Program, Run, Skb, SkMsg, Socket, SockOpsContext, SockOptContext
 from pybpfasm.emulator.helpers import MODELS
 from pybpfasm.emulator.host import Segment
@@ -78,13 +80,16 @@ class Bench:
         def two(run: Run, a: int, b: int) -> int:
             return result if when(run, (a, b)) else real.function(run, a, b)
 
+        def three(run: Run, a: int, b: int, c: int) -> int:
+            return result if when(run, (a, b, c)) else real.function(run, a, b, c)
+
         def four(run: Run, a: int, b: int, c: int, d: int) -> int:
             return result if when(run, (a, b, c, d)) else real.function(run, a, b, c, d)
 
         def five(run: Run, a: int, b: int, c: int, d: int, e: int) -> int:
             return result if when(run, (a, b, c, d, e)) else real.function(run, a, b, c, d, e)
 
-        models: dict[int, Callable[..., int]] = {1: one, 2: two, 4: four, 5: five}
+        models: dict[int, Callable[..., int]] = {1: one, 2: two, 3: three, 4: four, 5: five}
         self.emulator.model(helper)(models[real.arity])
 
 
@@ -271,6 +276,86 @@ def flows(bench: Bench, settings: Settings = SETTINGS) -> None:
                 run(TCP_SYN, sport=7600, family=family, dport=port, seq=20)
     for n in range(60):
         run(TCP_SYN, sport=7700 + n)
+
+
+def meetings(coverage: Coverage) -> None:
+    """Two CPUs set one timer, and the last one sets the longer time: what has ended goes all the same."""
+    fin, long = TCP_FIN | TCP_ACK, SETTINGS.handshake_seconds + SETTINGS.linger_seconds
+
+    def met(before: int, theirs: int, *, back: bool, fires: bool) -> None:
+        """Their packet comes as the timer is set for ours or sets itself; the packet *before* came before."""
+        bench = Bench(coverage)
+        table, emulator = bench.emulator.map("pba_flows"), bench.emulator
+
+        def send(flags: int, back: bool) -> None:
+            packet = bench.segment(flags, dport=8080 if back else 8000, back=back, ack=2)
+            assert bench.send(packet, bench.egress if back else None) == -1
+
+        send(TCP_SYN, back=False)
+        send(TCP_SYN | TCP_ACK, back=True)
+        send(TCP_ACK, back=False)
+        first = SETTINGS.handshake_seconds
+        if before:
+            send(before, back=not back)
+            first = half_closed_seconds(SETTINGS)
+        emulator.advance(seconds=1)
+        send(TCP_ACK, back=back)
+        real = MODELS[CallKind.HELPER, int(Helper.timer_start)]
+        once = iter([True])
+
+        def start(run: Run, timer: int, nanoseconds: int, flags: int) -> int:
+            if next(once, False):
+                send(theirs, back)
+            return real.function(run, timer, nanoseconds, flags)
+
+        bench.emulator.model(Helper.timer_start)(start)
+        if fires:
+            emulator.advance(seconds=first)
+        else:
+            send(fin, back=not back)
+        assert len(table) == 1 and not next(once, False)
+        emulator.advance(seconds=long)
+        assert not len(table)
+
+    for back in (False, True):
+        met(0, fin, back=back, fires=False)
+        met(0, TCP_RST, back=back, fires=False)
+        met(0, TCP_RST, back=back, fires=True)
+        met(fin, fin, back=back, fires=True)
+
+
+def without_memory(coverage: Coverage) -> None:
+    """The kernel has no memory for a flow's timer, ever or at first."""
+    handshake = ((TCP_SYN, False), (TCP_SYN | TCP_ACK, True), (TCP_ACK, False))
+    fin = TCP_FIN | TCP_ACK
+    closed = ((fin, False), (fin, True), (TCP_ACK, False))
+    for packets, timed in (
+        ((*handshake, *closed), None),
+        ((*handshake, *reversed(closed[:2]), (TCP_ACK, True)), None),
+        ((*handshake, (TCP_RST, False)), None),
+        ((*handshake, (TCP_RST, True)), None),
+        # Opened again before it is over, for the same service.
+        ((*handshake, *closed[:2], *handshake, *closed), None),
+        (handshake[:1], 1),
+        (handshake, 2),
+        ((*handshake, *closed), 4),
+    ):
+        bench = Bench(coverage)
+        emulator, table = bench.emulator, bench.emulator.map("pba_flows")
+        calls = itertools.count(1)
+        bench.failing(Helper.timer_init, -12, lambda *_, c=calls, t=timed: t is None or next(c) < t)
+        for flags, back in packets:
+            packet = bench.segment(flags, dport=8080 if back else 8000, back=back, ack=2)
+            assert bench.send(packet, bench.egress if back else None) == -1
+        (counters, *_) = emulator.map("pba_counters")[0]
+        assert counters.ingress.untimed_flows == (timed != 1)
+        if timed is None:
+            assert not len(table) and not emulator.pending_timers
+        else:
+            assert len(table) == emulator.pending_timers == 1
+            assert all(not flow.state & FLOW_UNTIMED for flow in table.values())
+            emulator.advance(seconds=SETTINGS.idle_seconds)
+            assert not len(table)
 
 
 def icmp_error(quoted: bytes, kind: int, family: int = 4) -> bytes:
@@ -628,6 +713,8 @@ def everything() -> Coverage:
     failing_enrolment(coverage)
     queues(coverage)
     encrypted(coverage)
+    meetings(coverage)
+    without_memory(coverage)
     other = dataclasses.replace(
         SETTINGS, timers=False, coarse_clock=False, netns_cookie=False, mark=Mark(0x1000, 0xF000)
     )
