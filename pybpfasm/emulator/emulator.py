@@ -108,7 +108,11 @@ class Emulator:
         if isinstance(spec, Template):
             raise EmulatorError(f"{spec.name} has not been built yet: load({spec.name}.build(…))")
         self._check_order(spec)
-        return self.loaded(Program(self, spec, self.engine if engine is None else engine))
+        return self.loaded(self.make(spec, self.engine if engine is None else engine))
+
+    def make(self, spec: ProgramSpec, engine: str) -> Program:
+        """The program of a spec; what `load` does first."""
+        return Program(self, spec, engine)
 
     def loaded(self, program: Program) -> Program:
         """Put a new program into the program arrays that are to begin with it."""

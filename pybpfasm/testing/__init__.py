@@ -6,6 +6,6 @@
 
 from __future__ import annotations
 
-from pybpfasm.testing.coverage import Branch, Coverage, FileCoverage
+from pybpfasm.testing.coverage import Branch, Coverage, CoverageError, FileCoverage
 
-__all__ = ["Branch", "Coverage", "FileCoverage"]
+__all__ = ["Branch", "Coverage", "CoverageError", "FileCoverage"]

@@ -13,15 +13,18 @@ import json
 import os
 import sqlite3
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pybpfasm import isa
 from pybpfasm.emulator.program import Program
-from pybpfasm.errors import SourceLocation
+from pybpfasm.errors import PybpfasmError, SourceLocation
+from pybpfasm.instruction import Instruction
+from pybpfasm.listing import text
+from pybpfasm.program import ProgramSpec
 
-__all__ = ["Branch", "Coverage", "FileCoverage"]
+__all__ = ["Branch", "Coverage", "CoverageError", "FileCoverage"]
 
 _SCHEMA_VERSION = 7  # of coverage.py's data files since 5.0
 _TABLES = """
@@ -39,6 +42,10 @@ CREATE TABLE arc (
     unique (file_id, context_id, fromno, tono));
 CREATE TABLE tracer (file_id integer primary key, tracer text, foreign key (file_id) references file (id));
 """
+
+
+class CoverageError(PybpfasmError):
+    """Coverage that can't be written."""
 
 
 @dataclass(frozen=True, order=True)
@@ -83,20 +90,59 @@ def _places(location: SourceLocation | None) -> Iterable[SourceLocation]:
         location = location.caller
 
 
+def _path(place: SourceLocation) -> str:
+    """The source file, by one name however its place was written; what is in none stays, as ``<stdin>``."""
+    path = place.path or place.filename
+    return path if path.startswith("<") else os.path.abspath(path)
+
+
+@dataclass(frozen=True, slots=True)
+class _Watched:
+    """What coverage needs of a program; its emulator and maps may go."""
+
+    spec: ProgramSpec
+    instructions: dict[int, Instruction]
+    covered: set[int]
+    taken: set[tuple[int, int]]
+
+
 class Coverage:
     """Collects from programs: `watch` each of them before it runs.
 
-    The same lines in several programs count once: their runs are put together.
+    The same lines in several programs count once: their runs are put together. `data` is what has been
+    collected as plain values, and `add` takes in that of another process.
     """
 
     def __init__(self) -> None:
-        self._programs: list[Program] = []
+        self._programs: list[_Watched] = []
+        self._added: list[dict[str, Any]] = []
+
+    def __bool__(self) -> bool:
+        """Whether there has been any program."""
+        return bool(self._programs or any(one["programs"] for one in self._added))
 
     def watch(self, program: Program) -> Program:
         """Note from now on what *program* executes, which makes it run in the interpreter."""
         program.coverage = True
-        self._programs.append(program)
+        self._programs.append(_Watched(program.spec, program.instructions, program.covered, program.taken))
         return program
+
+    def data(self) -> dict[str, Any]:
+        """What has been collected, in lists, strings and numbers."""
+        return {
+            "programs": len(self._programs) + sum(one["programs"] for one in self._added),
+            "files": [[one.filename, one.path, sorted(one.lines), sorted(one.run)] for one in self.files()],
+            "jumps": [
+                [list(key), done, list(astuple(branch))] for key, (done, branch) in self._jumps().items()
+            ],
+            "ways": [
+                [path, *way, taken] for path, ways in self.branches().items() for way, taken in ways.items()
+            ],
+        }
+
+    def add(self, data: dict[str, Any]) -> None:
+        """Take in what `data` of another returned."""
+        self._added.append(data)
 
     def files(self) -> list[FileCoverage]:
         """All source files of the watched programs."""
@@ -104,21 +150,35 @@ class Coverage:
         for program in self._programs:
             for slot in program.instructions:
                 for place in _places(program.spec.location(slot)):
-                    name = place.path or place.filename
-                    one = found.setdefault(name, FileCoverage(place.filename, name))
+                    path = _path(place)
+                    one = found.setdefault(path, FileCoverage(place.filename, path))
                     one.lines.add(place.line)
                     if slot in program.covered:
                         one.run.add(place.line)
+        for added in self._added:
+            for filename, path, lines, run in added["files"]:
+                one = found.setdefault(path, FileCoverage(filename, path))
+                one.lines.update(lines)
+                one.run.update(run)
         return sorted(found.values(), key=lambda one: one.filename)
 
     def missing_branches(self) -> list[Branch]:
         """Ways out of conditional jumps that were never taken, in any place that the statement stands in.
 
         A jump is known by its line and, where a condition has several comparisons, by its number among them:
-        what a macro, a loop in Python or a program of other settings writes again is the same branch.
+        what a macro, a loop in Python or a program of other settings writes again is the same branch. One
+        without a line is known by its program and slot.
         """
-        seen: dict[tuple[str, int, int, bool], bool] = {}
-        where: dict[tuple[str, int, int, bool], Branch] = {}
+        return sorted(branch for done, branch in self._jumps().values() if not done)
+
+    def _jumps(self) -> dict[tuple[str, int, int, bool], tuple[bool, Branch]]:
+        """Every way out of a conditional jump, whether it has been taken, and the first place that has it."""
+        found: dict[tuple[str, int, int, bool], tuple[bool, Branch]] = {}
+
+        def note(key: tuple[str, int, int, bool], done: bool, branch: Branch) -> None:
+            before = found.get(key)
+            found[key] = (done, branch) if before is None else (done or before[0], before[1])
+
         for program in self._programs:
             spec = program.spec
             before: object = None
@@ -129,15 +189,19 @@ class Coverage:
                 if insn.opcode & 7 not in (isa.JMP, isa.JMP32) or insn.opcode in _UNCONDITIONAL:
                     continue
                 place = spec.location(slot)
-                filename, line, text = (
-                    ("", slot, "") if place is None else (place.filename, place.line, place.text)
+                # No path is relative, so that the name of a program is none.
+                known, filename, line, words = (
+                    (spec.name, "", slot, "")
+                    if place is None
+                    else (_path(place), place.filename, place.line, place.text)
                 )
                 for taken, following in ((True, slot + 1 + insn.offset), (False, slot + 1)):
-                    key = (filename, line, number, taken)
-                    seen[key] = seen.get(key, False) or (slot, following) in program.taken
-                    if key not in where:
-                        where[key] = Branch(filename, line, text, program.text(slot), spec.name, slot, taken)
-        return sorted(where[key] for key, done in seen.items() if not done)
+                    branch = Branch(filename, line, words, text(insn), spec.name, slot, taken)
+                    note((known, line, number, taken), (slot, following) in program.taken, branch)
+        for added in self._added:
+            for (known, line, number, taken), done, fields in added["jumps"]:
+                note((known, line, number, taken), done, Branch(*fields))
+        return found
 
     def report(self) -> str:
         """Lines and branches in words."""
@@ -163,17 +227,19 @@ class Coverage:
                 place = spec.location(slot)
                 if place is None:
                     continue
-                path = place.path or place.filename
+                path = _path(place)
                 ways = found.setdefault(path, {})
                 for following in (slot + 1 + insn.offset, slot + 1):
                     there = (one for one in _places(spec.location(following)))
                     # Behind a macro of another file: out of this one.
-                    line = next(
-                        (one.line for one in there if (one.path or one.filename) == path), -place.line
-                    )
+                    line = next((one.line for one in there if _path(one) == path), -place.line)
                     if line != place.line:
                         way = (place.line, line)
                         ways[way] = ways.get(way, False) or (slot, following) in program.taken
+        for added in self._added:
+            for path, start, end, taken in added["ways"]:
+                ways = found.setdefault(path, {})
+                ways[start, end] = ways.get((start, end), False) or taken
         return found
 
     def write(self, path: str | os.PathLike[str] = ".bpf-coverage", *, branches: bool = False) -> None:
@@ -181,10 +247,20 @@ class Coverage:
 
         With *branches*, the file has branches, and ``path`` with ``.json`` behind it what
         `pybpfasm.testing.report` needs to show them. Keep the file apart from that of your Python code, where
-        building a program counts as running its lines.
+        building a program counts as running its lines. Source that is in no file is left out. Raises
+        `CoverageError`, and changes nothing, where there is a file already that is no such data.
         """
         target = Path(path)
-        target.unlink(missing_ok=True)
+        problem = refusal(target, branches=branches)
+        if problem is not None:
+            raise CoverageError(problem)
+        try:
+            target.unlink(missing_ok=True)
+            self._write(target, branches)
+        except (OSError, sqlite3.Error) as error:
+            raise CoverageError(f"the coverage can't be written to {target}: {error}") from None
+
+    def _write(self, target: Path, branches: bool) -> None:
         possible: dict[str, dict[str, list[Any]]] = {}
         ways = self.branches() if branches else {}
         base = sqlite3.connect(target)
@@ -194,18 +270,17 @@ class Coverage:
                 base.execute("INSERT INTO coverage_schema VALUES (?)", (_SCHEMA_VERSION,))
                 base.execute("INSERT INTO meta VALUES ('has_arcs', ?)", (str(int(branches)),))
                 base.execute("INSERT INTO context VALUES (1, '')")
-                for number, one in enumerate(self.files(), 1):
-                    name = os.path.abspath(one.path)
-                    base.execute("INSERT INTO file VALUES (?, ?)", (number, name))
+                for number, one in enumerate((f for f in self.files() if not f.path.startswith("<")), 1):
+                    base.execute("INSERT INTO file VALUES (?, ?)", (number, one.path))
                     if not branches:
-                        lines = one.run | (_statements(one.path) - one.lines)
+                        lines = one.run | _other_statements(one.path, one.lines)
                         base.execute("INSERT INTO line_bits VALUES (?, 1, ?)", (number, _numbits(lines)))
                         continue
                     of_file = ways.get(one.path, {})
                     arcs = {(-1, line) for line in one.run} | {way for way, taken in of_file.items() if taken}
                     base.executemany("INSERT INTO arc VALUES (?, 1, ?, ?)", [(number, *arc) for arc in arcs])
                     base.execute("INSERT INTO tracer VALUES (?, ?)", (number, _PLUGIN))
-                    possible[name] = {"lines": sorted(one.lines), "arcs": sorted(map(list, of_file))}
+                    possible[one.path] = {"lines": sorted(one.lines), "arcs": sorted(map(list, of_file))}
         finally:
             base.close()
         if branches:
@@ -223,16 +298,69 @@ def _numbits(lines: set[int]) -> bytes:
     return bytes(bits)
 
 
-def _statements(path: str) -> set[int]:
-    """The lines on which Python statements of a file begin."""
+def _other_statements(path: str, lines: set[int]) -> set[int]:
+    """The lines on which those Python statements of a file begin that have none of *lines*.
+
+    coverage.py counts a statement over several lines as run where any of them is.
+    """
     try:
-        tree = ast.parse(Path(path).read_text(encoding="utf-8"))
-    except (OSError, SyntaxError):
+        tree = ast.parse(Path(path).read_bytes())
+    except (OSError, SyntaxError, ValueError, RecursionError, MemoryError):
         return set()
     found: set[int] = set()
     for node in ast.walk(tree):
-        if isinstance(node, (ast.stmt, ast.ExceptHandler)):
-            found.add(node.lineno)
-            for decorator in getattr(node, "decorator_list", ()):
-                found.add(decorator.lineno)
+        if isinstance(node, ast.match_case):
+            start, end = node.pattern.lineno, node.body[0].lineno - 1
+        elif isinstance(node, (ast.stmt, ast.ExceptHandler)):
+            start, end = node.lineno, node.end_lineno or node.lineno
+            body = getattr(node, "body", None) or getattr(node, "cases", None)
+            if body:  # what is within has statements of its own
+                first = body[0].pattern if isinstance(body[0], ast.match_case) else body[0]
+                end = first.lineno - 1
+            found.update(decorator.lineno for decorator in getattr(node, "decorator_list", ()))
+        else:
+            continue
+        if lines.isdisjoint(range(start, max(start, end) + 1)):
+            found.add(start)
     return found
+
+
+def refusal(path: Path, *, branches: bool = False) -> str | None:
+    """Why coverage may not be written to *path*, or ``None``: nothing but older coverage is replaced."""
+    if path.is_dir():
+        return f"{path} is a directory, and the coverage goes to a file"
+    if not path.parent.is_dir():
+        return f"there is no directory {path.parent} for the coverage"
+    try:
+        if path.exists() and not _is_data(path):
+            return f"{path} is there and is no data file of coverage.py: it is not overwritten"
+        beside = Path(f"{path}.json")
+        if branches and beside.exists() and not _is_possible(beside):
+            return f"{beside} is there and is none that was written beside coverage: it is not overwritten"
+    except OSError as error:
+        return f"the coverage can't be written to {path}: {error}"
+    return None
+
+
+def _is_data(path: Path) -> bool:
+    with path.open("rb") as file:
+        if not file.read(16):
+            return True  # an empty file, such as mktemp makes
+    base = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)
+    try:
+        base.execute("SELECT version FROM coverage_schema").fetchall()
+    except sqlite3.Error:
+        return False
+    finally:
+        base.close()
+    return True
+
+
+def _is_possible(path: Path) -> bool:
+    try:
+        found = json.loads(path.read_bytes())
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(found, dict) and all(
+        isinstance(one, dict) and one.keys() == {"lines", "arcs"} for one in found.values()
+    )

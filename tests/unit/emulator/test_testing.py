@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import sqlite3
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import pytest
@@ -15,8 +17,10 @@ import pytest
 from pybpfasm.asm import Asm
 from pybpfasm.emulator import Emulator, Skb
 from pybpfasm.kernel.context import SkBuff
-from pybpfasm.program import sched_cls
-from pybpfasm.testing import Coverage
+from pybpfasm.kernel.enums import ProgType
+from pybpfasm.program import ProgramSpec, sched_cls
+from pybpfasm.testing import Coverage, CoverageError
+from pybpfasm.text import assemble
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -213,6 +217,183 @@ def test_coverage_py_shows_lines_and_branches(suite: Path) -> None:
     assert found["missing_branches"] == [[10, 11]]
     assert "No data to combine" in coverage_py("combine")
     assert "small.py" in coverage_py("report", *options)
+
+
+@pytest.mark.parametrize(
+    ("argument", "problem"),
+    [
+        ("test_sample.py", "test_sample.py is there and is no data file of coverage.py"),
+        ("test_sample.py::test_right", "is the name of a test"),
+    ],
+)
+def test_coverage_goes_to_no_file_that_is_something_else(suite: Path, argument: str, problem: str) -> None:
+    """`pytest --bpf-coverage TEST` makes the test's file the option's argument."""
+    before = {one.name: one.read_bytes() for one in suite.iterdir() if one.is_file()}
+    shown = run(suite, "--bpf-coverage", argument)
+    assert problem in shown and "put the option last" in shown
+    assert "Traceback" not in shown and "passed" not in shown
+    assert {one.name: one.read_bytes() for one in suite.iterdir() if one.is_file()} == before
+
+
+def test_coverage_replaces_nothing_but_older_coverage(tmp_path: Path) -> None:
+    coverage = Coverage()
+    coverage.watch(Emulator().load(sample.build())).run(Skb(bytes(64)))
+    (tmp_path / "data.json").write_text('{"mine": 1}')
+    (tmp_path / "notes").write_text("mine too")
+    sqlite3.connect(tmp_path / "base").executescript("CREATE TABLE mine (x)").close()
+    before = {one.name: one.read_bytes() for one in tmp_path.iterdir()}
+    for name, problem in (
+        ("data", "data.json is there"),
+        ("notes", "notes is there and is no data file of coverage.py"),
+        ("base", "base is there"),
+        (".", "is a directory"),
+        ("no/such", "there is no directory"),
+    ):
+        with pytest.raises(CoverageError, match=problem):
+            coverage.write(tmp_path / name, branches=True)
+    assert {one.name: one.read_bytes() for one in tmp_path.iterdir()} == before
+    (tmp_path / "data.json").unlink()
+    for branches in (False, True, True, False):
+        coverage.write(tmp_path / "data", branches=branches)
+
+
+def test_a_run_without_programs_keeps_the_data_file(suite: Path) -> None:
+    run(suite, "--bpf-coverage=data")
+    before = (suite / "data").read_bytes()
+    (suite / "test_broken.py").write_text("import no_such_module")
+    for arguments in (["--collect-only"], []):
+        assert "nothing written" in run(suite, "--bpf-coverage=data", *arguments)
+        assert (suite / "data").read_bytes() == before
+
+
+def test_coverage_that_can_no_more_be_written_fails_the_run(suite: Path) -> None:
+    (suite / "sub").mkdir()
+    (suite / "test_last.py").write_text("import os\ndef test_last(): os.rmdir('sub')\n")
+    shown = run(suite, "--bpf-coverage=sub/data", "-k", "right or last")
+    assert "there is no directory" in shown and "INTERNALERROR" not in shown
+    assert "written to" not in shown
+
+
+def test_coverage_is_written_where_the_run_began_and_without_a_terminal(suite: Path) -> None:
+    (suite / "sub").mkdir()
+    (suite / "test_last.py").write_text("import os\ndef test_last(): os.chdir('sub')\n")
+    run(suite, "--bpf-coverage=data", "-p", "no:terminal")
+    assert (suite / "data").is_file() and not (suite / "sub" / "data").exists()
+
+
+def test_workers_of_xdist_are_put_together(suite: Path) -> None:
+    (suite / "test_sample.py").write_text(_BRANCHES_TEST)
+    (suite / "small.py").write_text(_BRANCHES)
+
+    def data(*arguments: str) -> tuple[str, list[object]]:
+        shown = run(suite, "--bpf-coverage=data", "--bpf-coverage-branch", *arguments)
+        base = sqlite3.connect(suite / "data")
+        try:
+            rows = [sorted(base.execute(f"SELECT * FROM {table}")) for table in ("file", "arc", "tracer")]
+        finally:
+            base.close()
+        beside = (suite / "data.json").read_text()
+        return shown[shown.index("coverage of BPF") : shown.index("written to data")], [*rows, beside]
+
+    alone = data()
+    assert "small.py" in alone[0]
+    assert data("-n", "2", "-p", "xdist") == alone
+
+
+def test_a_worker_that_dies_is_told(suite: Path) -> None:
+    (suite / "test_last.py").write_text("import os\ndef test_last(): os._exit(3)\n")
+    shown = run(suite, "--bpf-coverage=data", "-n", "1", "-p", "xdist", "--max-worker-restart=0")
+    assert "1 of the workers ended without saying what ran in them" in shown
+
+
+def test_a_failing_fixture_shows_what_ran(suite: Path) -> None:
+    (suite / "test_sample.py").write_text(
+        (suite / "test_sample.py").read_text()
+        + "\nimport pytest\n@pytest.fixture\ndef ran(emulator):\n    test_wrong(emulator)\n"
+        "def test_fixture(ran): pass\n"
+    )
+    shown = run(suite, "-k", "test_fixture")
+    assert "1 error" in shown
+    assert shown.count("sample returned 65:") == 1
+
+
+def test_a_long_run_is_shown_from_its_end(suite: Path) -> None:
+    (suite / "test_sample.py").write_text(
+        (suite / "test_sample.py")
+        .read_text()
+        .replace("    b.r2 += 1\n", "    for _ in range(300):\n        b.r2 += 1\n")
+    )
+    shown = run(suite, "-k", "right")
+    assert "… 103 instructions before" in shown  # of 1 + 300 + 2
+    assert "r2=364" in shown and "r2=65" not in shown
+
+
+def test_a_program_that_is_not_built(suite: Path) -> None:
+    (suite / "test_sample.py").write_text(
+        (suite / "test_sample.py").read_text().replace("sample.build()", "sample")
+    )
+    assert "has not been built yet: load(sample.build(" in run(suite)
+
+
+_LINES = """\
+from pybpfasm import Asm, SkBuff, sched_cls
+
+@sched_cls()
+def small(b: Asm, ctx: SkBuff) -> None:
+    b.r2 = ctx.len
+    with b.If(b.r2 < 64):
+        (
+            b
+            .ret(2)
+        )
+    match 3:
+        case 2:
+            b.r3 = 2
+        case 3:
+            b.r3 = 3
+    b.ret(0)
+"""
+
+
+def test_statements_over_lines_and_cases(suite: Path) -> None:
+    """A statement is run where a line of it is; a `case` is no line of a program; any encoding will do."""
+    (suite / "test_sample.py").write_text(_BRANCHES_TEST.replace("(60, 0), ", ""))
+    (suite / "small.py").write_bytes(b"# coding: latin-1\n# \xe9\n" + _LINES.encode())
+    shown = run(suite, "--bpf-coverage")
+    assert "written to" in shown, shown
+    done = subprocess.run(
+        [sys.executable, "-m", "coverage", "report", "-m", "--data-file=.bpf-coverage", "--include=small.py"],
+        cwd=suite,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    # The statement that returns 2 has not run, and begins on line 9.
+    row = done.stdout.splitlines()[-3].split()
+    assert row == ["small.py", "12", "1", "92%", "9"], done.stdout + done.stderr
+
+
+def test_programs_without_lines_are_told_apart() -> None:
+    coverage = Coverage()
+    for name, length in (("one", 100), ("other", 50)):
+        code = assemble("r2 = *(u32 *)(r1 +0)\nif r2 > 64 goto +1\nr2 = 0\nr0 = 0\nexit")
+        spec = ProgramSpec(name, ProgType.SCHED_CLS, None, "GPL", tuple(code), (), "little")
+        coverage.watch(Emulator().load(spec)).run(Skb(bytes(length)))
+    assert [(one.program, one.taken) for one in coverage.missing_branches()] == [
+        ("one", False),
+        ("other", True),
+    ]
+
+
+def test_a_watched_program_keeps_no_emulator() -> None:
+    coverage = Coverage()
+    emulator = Emulator()
+    gone = weakref.ref(emulator)
+    coverage.watch(emulator.load(sample.build())).run(Skb(bytes(64)))
+    del emulator
+    gc.collect()
+    assert gone() is None
+    assert coverage.files()[0].missing == sorted(lines("b.r2 = 7  # long"))
 
 
 def test_what_a_failing_test_shows_of_a_result_is_short() -> None:
