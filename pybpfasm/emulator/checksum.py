@@ -21,6 +21,11 @@ def sub(a: int, b: int) -> int:
     return add(a, ~b & U32)
 
 
+def shift(total: int, offset: int) -> int:
+    """``csum_shift``: the sum of bytes as it counts where they begin at *offset*."""
+    return (total >> 8 | total << 24) & U32 if offset & 1 else total
+
+
 def fold32(total: int) -> int:
     """``csum_from32to16``: 32 bits folded to 16, not inverted."""
     total = (total & 0xFFFF) + (total >> 16)

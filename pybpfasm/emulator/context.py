@@ -47,6 +47,21 @@ __all__ = [
 Checksum = Literal["none", "unnecessary", "partial", "complete"]
 
 
+# linux/if_ether.h: the least EtherType that is not a length, and the protocols of frames with a length.
+_ETH_P_802_3_MIN: Final = 0x0600
+_ETH_P_802_3: Final = 1
+_ETH_P_802_2: Final = 4
+
+
+def frame_protocol(data: bytes | bytearray) -> int:
+    """The protocol of an Ethernet frame, as ``eth_type_trans`` has it: its EtherType, or the kind of frame
+    that has a length there."""
+    kind = int.from_bytes(data[12:14].ljust(2, b"\0"), "big")
+    if kind >= _ETH_P_802_3_MIN:
+        return kind
+    return _ETH_P_802_3 if data[14:16] == b"\xff\xff" else _ETH_P_802_2
+
+
 def _rights(struct: type[Struct]) -> Rights:
     return Rights(
         struct.kernel_name, [(field.offset, field.size, name) for name, field in struct.fields.items()]
@@ -231,6 +246,7 @@ class Skb(Context):
 
     ``linear`` is how many bytes programs can reach directly, all of them by default. ``checksum`` is the
     kernel's ``ip_summed``: whether the transport checksum is only that of the pseudo header ("partial").
+    ``csum_level`` is how many checksums behind the first are verified where it is "unnecessary".
     ``socket`` is what the ``sk`` field points to.
     """
 
@@ -255,6 +271,7 @@ class Skb(Context):
             raise EmulatorError(f"linear={linear} is not within the packet's {len(packet)} bytes")
         self.checksum: Checksum = checksum
         self.csum = csum
+        self.csum_level = 0
         self.socket = socket
         self.network_offset = 14 if link_header else 0
         self.encapsulated = False
@@ -264,14 +281,12 @@ class Skb(Context):
         if "protocol" not in fields:
             self["protocol"] = self._guess_protocol(link_header)
 
-    def _guess_protocol(self, link_header: bool) -> bytes | int:
+    def _guess_protocol(self, link_header: bool) -> bytes:
         """The EtherType in the low 16 bits, in network order; resolved by `current` for the host."""
         if link_header:
-            kind = bytes(self.data[12:14]).ljust(2, b"\0")
-        else:
-            version = self.data[0] >> 4 if self.data else 0
-            kind = b"\x08\x00" if version == 4 else b"\x86\xdd" if version == 6 else b"\0\0"
-        return kind
+            return frame_protocol(self.data).to_bytes(2, "big")
+        version = self.data[0] >> 4 if self.data else 0
+        return b"\x08\x00" if version == 4 else b"\x86\xdd" if version == 6 else b"\0\0"
 
     @property
     def packet(self) -> bytes:
@@ -354,10 +369,13 @@ class Xdp(Context):
         self, packet: bytes, *, headroom: int = 256, tailroom: int = 3520, meta: bytes = b"", **fields: Any
     ) -> None:
         super().__init__(**fields)
+        if len(meta) > headroom:
+            raise EmulatorError(f"{len(meta)} bytes of metadata do not fit into headroom={headroom}")
         self.meta = bytearray(meta)
         self.data = bytearray(packet)
         self.headroom = headroom
         self.tailroom = tailroom
+        self.room = bytearray(headroom - len(meta))  # before the metadata
         self.redirect: tuple[str, int, int] | None = None
         self._region: Memory | None = None
 
@@ -383,6 +401,11 @@ class Xdp(Context):
             length = len(self.meta)
             self.meta[:] = region.data[:length]
             self.data[:] = region.data[length:]
+
+    def write(self, at: int, data: bytes) -> None:
+        """Store *data* in the frame while the program runs; pointers to it stay what they are."""
+        assert self._region is not None
+        self._region.write(len(self.meta) + at, data)
 
     def _make_region(self, run: Run) -> None:
         self._region = Memory("the packet", self.meta + self.data, run.emulator.byteorder, atomic=False)

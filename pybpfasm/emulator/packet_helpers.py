@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import Final
 
 from pybpfasm.emulator import checksum
-from pybpfasm.emulator.context import Skb, Xdp, socket_at, socket_pointer
+from pybpfasm.emulator.context import Skb, SocketRegion, Xdp, frame_protocol, socket_at
 from pybpfasm.emulator.errnos import (
     EACCES,
     EAFNOSUPPORT,
@@ -21,8 +21,14 @@ from pybpfasm.emulator.maps import Redirects
 from pybpfasm.emulator.memory import Order
 from pybpfasm.emulator.run import Run
 from pybpfasm.emulator.sockets import Socket
-from pybpfasm.kernel.context import FibLookup, SkBuff, SockTupleV4, SockTupleV6
+from pybpfasm.kernel.context import FibLookup, RedirNeigh, SkBuff, SockTupleV4, SockTupleV6
 from pybpfasm.kernel.enums import (
+    BPF_CSUM_LEVEL_DEC,
+    BPF_CSUM_LEVEL_INC,
+    BPF_CSUM_LEVEL_QUERY,
+    BPF_CSUM_LEVEL_RESET,
+    BPF_F_BROADCAST,
+    BPF_F_EXCLUDE_INGRESS,
     BPF_F_HDR_FIELD_MASK,
     BPF_F_INGRESS,
     BPF_F_INVALIDATE_HASH,
@@ -39,13 +45,16 @@ from pybpfasm.kernel.enums import (
     BPF_FIB_LOOKUP_TBID,
     FibLookupResult,
     Helper,
+    MapType,
+    TcpState,
     TcxAction,
     XdpAction,
 )
-from pybpfasm.net import AF_INET, AF_INET6, ETH_P_8021AD, ETH_P_8021Q, IPPROTO_TCP
+from pybpfasm.net import AF_INET, AF_INET6, ETH_P_8021AD, ETH_P_8021Q, IPPROTO_TCP, Ethernet
 
 U32: Final = 0xFFFFFFFF
 INT_MAX: Final = 0x7FFFFFFF
+_MAX_CSUM_LEVEL: Final = 3  # SKB_MAX_CSUM_LEVEL, linux/skbuff.h
 _MANGLED: Final = 0xFFFF
 # What one packet may grow to: BPF_SKB_MAX_LEN, four pages without struct skb_shared_info on x86-64.
 MAX_LENGTH: Final = 4 * 4096 - 320
@@ -95,13 +104,13 @@ def skb_store_bytes(run: Run, context: int, offset: int, source: int, size: int,
     else:
         if flags & BPF_F_RECOMPUTE_CSUM and skb.checksum == "complete":
             order = run.emulator.byteorder
-            shift = b"\0" * (offset % 2)
-            old = checksum.partial(shift + bytes(skb.data[offset : offset + size]), 0, order)
-            new = checksum.partial(shift + data, 0, order)
-            skb.csum = checksum.add(checksum.sub(skb.csum, old), new)
+            old = checksum.partial(bytes(skb.data[offset : offset + size]), 0, order)
+            new = checksum.partial(data, 0, order)
+            skb.csum = checksum.sub(skb.csum, checksum.shift(old, offset))
+            skb.csum = checksum.add(skb.csum, checksum.shift(new, offset))
         skb.data[offset : offset + size] = data
         if flags & BPF_F_INVALIDATE_HASH:
-            skb["hash"] = 0
+            skb._refresh(run, "hash", 0)
     skb.moved(run, "skb_store_bytes")
     return result
 
@@ -247,13 +256,24 @@ def csum_update(run: Run, context: int, total: int) -> int:
 
 @helper(Helper.csum_level)
 def csum_level(run: Run, context: int, level: int) -> int:
-    """-EACCES where the hardware has verified nothing; else 0."""
+    """Ask how many checksums are verified, or say that it is one more, one less, or none."""
     skb = run.is_context(context, Skb)
-    if skb.checksum != "unnecessary":
-        return -EACCES
-    if level == 3:  # BPF_CSUM_LEVEL_RESET
-        skb.checksum = "none"
-    return 0 if level <= 3 else -EINVAL
+    if level == BPF_CSUM_LEVEL_QUERY:
+        return skb.csum_level if skb.checksum == "unnecessary" else -EACCES
+    if level == BPF_CSUM_LEVEL_INC:
+        if skb.checksum == "unnecessary":
+            skb.csum_level = min(skb.csum_level + 1, _MAX_CSUM_LEVEL)
+        elif skb.checksum == "none":
+            skb.checksum, skb.csum_level = "unnecessary", 0
+    elif level in (BPF_CSUM_LEVEL_DEC, BPF_CSUM_LEVEL_RESET):
+        if skb.checksum == "unnecessary":
+            if level == BPF_CSUM_LEVEL_RESET or not skb.csum_level:
+                skb.checksum, skb.csum_level = "none", 0
+            else:
+                skb.csum_level -= 1
+    else:
+        return -EINVAL
+    return 0
 
 
 # --- Size and shape. ---
@@ -267,6 +287,8 @@ def skb_change_tail(run: Run, context: int, length: int, flags: int) -> int:
     minimum = skb.network_offset
     if flags or length > MAX_LENGTH or length < minimum:
         result = -EINVAL
+    elif skb.encapsulated:
+        result = -ENOTSUPP
     else:
         result = 0
         grown = length - len(skb.data)
@@ -275,7 +297,7 @@ def skb_change_tail(run: Run, context: int, length: int, flags: int) -> int:
         else:
             del skb.data[length:]
         skb.linear = len(skb.data)
-        if skb.checksum == "partial":
+        if grown and skb.checksum == "complete":
             skb.checksum = "none"
     skb.moved(run, "skb_change_tail")
     return result
@@ -292,11 +314,13 @@ def skb_change_head(run: Run, context: int, room: int, flags: int) -> int:
         result = 0
         skb.data[:0] = bytes(room)
         skb.linear += room
+        skb.network_offset += room
     skb.moved(run, "skb_change_head")
     return result
 
 
 _VLAN: Final = (ETH_P_8021Q, ETH_P_8021AD)
+_VLAN_ETH_HLEN: Final = Ethernet.sizeof + 4  # linux/if_vlan.h
 
 
 def protocol(run: Run) -> int:
@@ -319,12 +343,15 @@ def _tag(run: Run, skb: Skb, kind: int, tci: int) -> None:
     skb._refresh(run, "vlan_proto", int.from_bytes(kind.to_bytes(2, "big"), run.emulator.byteorder))
 
 
-def _untag(run: Run, skb: Skb) -> int:
-    """Take a tag out of the packet; its TCI."""
+def _untag(run: Run, skb: Skb) -> int | None:
+    """Take a tag out of the packet; its TCI, ``None`` where the packet ends before the tag does."""
+    if not skb.make_writable(_VLAN_ETH_HLEN):
+        return None
     tci = int.from_bytes(skb.data[14:16], "big")
     del skb.data[12:16]
-    skb.linear = max(0, skb.linear - 4)
-    set_protocol(run, skb, int.from_bytes(skb.data[12:14], "big"))
+    skb.linear -= 4
+    skb.network_offset = max(skb.network_offset - 4, Ethernet.sizeof)
+    set_protocol(run, skb, frame_protocol(skb.data))
     return tci
 
 
@@ -346,16 +373,26 @@ def skb_vlan_push(run: Run, context: int, kind: int, tci: int) -> int:
 
 @helper(Helper.skb_vlan_pop)
 def skb_vlan_pop(run: Run, context: int) -> int:
-    """Take the outermost VLAN tag off; the next one then is outside the packet."""
+    """Take the outermost VLAN tag off; the next one then is outside the packet. 0 or -ENOMEM."""
     skb = run.is_context(context, Skb)
+    result = _pop_tag(run, skb)
+    skb.moved(run, "skb_vlan_pop")
+    return result
+
+
+def _pop_tag(run: Run, skb: Skb) -> int:
     if skb["vlan_present"]:
         _tag(run, skb, 0, 0)
-    elif protocol(run) in _VLAN and len(skb.data) >= 18:
-        _untag(run, skb)
+    elif protocol(run) not in _VLAN:
+        return 0
+    elif _untag(run, skb) is None:
+        return -ENOMEM
     kind = protocol(run)
-    if kind in _VLAN and not skb["vlan_present"] and len(skb.data) >= 18:
-        _tag(run, skb, kind, _untag(run, skb))
-    skb.moved(run, "skb_vlan_pop")
+    if kind in _VLAN:
+        tci = _untag(run, skb)
+        if tci is None:
+            return -ENOMEM
+        _tag(run, skb, kind, tci)
     return 0
 
 
@@ -426,7 +463,8 @@ def redirect_neigh(run: Run, ifindex: int, parameters: int, size: int, flags: in
     """As ``redirect``, with the link header from the neighbour table."""
     if not isinstance(run.context, Skb):
         raise Violation("this program has no packet to redirect")
-    if flags or 0 < size & U32 < 24:
+    run.read(parameters, size & U32, "the next hop")
+    if flags or 0 < size & U32 < RedirNeigh.sizeof:
         return TcxAction.DROP
     run.context.redirect = ("neighbour", ifindex & U32, 0)
     return TcxAction.REDIRECT
@@ -446,17 +484,25 @@ def clone_redirect(run: Run, context: int, ifindex: int, flags: int) -> int:
     return result
 
 
+# What the low bits of redirect_map's flags may hold.
+_VERDICTS: Final = XdpAction.ABORTED | XdpAction.DROP | XdpAction.PASS | XdpAction.TX
+
+
 @helper(Helper.redirect_map)
 def redirect_map(run: Run, map: int, key: int, flags: int) -> int:
     """The XDP verdict that sends the frame where the map says; the low flags where it says nothing."""
     one = run.map(map, Redirects)
     if not isinstance(run.context, Xdp):
         raise Violation("redirect_map is for XDP programs")
-    if flags & ~0x1B:  # XdpAction in the low two bits, BPF_F_BROADCAST, BPF_F_EXCLUDE_INGRESS
+    known = _VERDICTS
+    if one.type in (MapType.DEVMAP, MapType.DEVMAP_HASH):
+        known |= BPF_F_BROADCAST | BPF_F_EXCLUDE_INGRESS
+    if flags & ~known:
         return XdpAction.ABORTED
     target = one.object((key & U32).to_bytes(4, one.order))
-    if target is None and not flags & 0x18:
-        return flags & 3
+    if target is None and not flags & BPF_F_BROADCAST:
+        run.context.redirect = None
+        return flags & _VERDICTS
     run.context.redirect = (one.name, 0 if target is None else target, flags)
     return XdpAction.REDIRECT
 
@@ -469,7 +515,7 @@ _FRAME: Final = 40
 
 @helper(Helper.xdp_adjust_head)
 def xdp_adjust_head(run: Run, context: int, delta: int) -> int:
-    """Move the frame's start."""
+    """Move the frame's start; what comes into it is what was there."""
     xdp = run.is_context(context, Xdp)
     by = s32(delta)
     xdp.sync()
@@ -477,11 +523,10 @@ def xdp_adjust_head(run: Run, context: int, delta: int) -> int:
         result = -EINVAL
     else:
         result = 0
-        if by < 0:
-            xdp.data[:0] = bytes(-by)
-        else:
-            del xdp.data[:by]
+        whole = xdp.room + xdp.meta + xdp.data
         xdp.headroom += by
+        xdp.data[:] = whole[xdp.headroom :]
+        xdp.room[:] = whole[: xdp.headroom - len(xdp.meta)]  # the metadata stays before the frame
     xdp.moved(run, "xdp_adjust_head")
     return result
 
@@ -518,10 +563,9 @@ def xdp_adjust_meta(run: Run, context: int, delta: int) -> int:
         result = -EACCES
     else:
         result = 0
-        if by < 0:
-            xdp.meta[:0] = bytes(-by)
-        else:
-            del xdp.meta[:by]
+        whole = xdp.room + xdp.meta
+        at = len(whole) - length
+        xdp.room[:], xdp.meta[:] = whole[:at], whole[at:]
     xdp.moved(run, "xdp_adjust_meta")
     return result
 
@@ -548,16 +592,15 @@ def xdp_load_bytes(run: Run, context: int, offset: int, to: int, size: int) -> i
 
 @helper(Helper.xdp_store_bytes)
 def xdp_store_bytes(run: Run, context: int, offset: int, source: int, size: int) -> int:
-    """Copy bytes into the frame."""
+    """Copy bytes into the frame, which stays where it is."""
     xdp = run.is_context(context, Xdp)
-    xdp.sync()
     offset, size = offset & U32, size & U32
+    data = run.read(source, size, "the source")
     if offset > 0xFFFF or size > 0xFFFF:
         return -EFAULT
     if offset + size > len(xdp.data):
         return -EINVAL
-    xdp.data[offset : offset + size] = run.read(source, size, "the source")
-    xdp.moved(run, "xdp_store_bytes")
+    xdp.write(offset, data)
     return 0
 
 
@@ -580,46 +623,64 @@ def fib_lookup(run: Run, context: int, parameters: int, size: int, flags: int) -
         raise Violation(f"the first argument is {run.describe(context)}, not the context")
     if size & U32 < FibLookup.sizeof or flags & U32 & ~_FIB_FLAGS:
         return -EINVAL
-    order = run.emulator.byteorder
     raw = bytearray(run.read(parameters, FibLookup.sizeof, "the parameters"))
+    result = _fib(run, raw, flags)
+    run.write(parameters, bytes(raw), "the parameters")
+    return result
+
+
+def _fib(run: Run, raw: bytearray, flags: int) -> int:
+    """Look up what *raw* asks, and put the answer there."""
+    order = run.emulator.byteorder
     asked = FibLookup.unpack(bytes(raw), byteorder=order)
     if asked.family not in (AF_INET, AF_INET6):
         return -EAFNOSUPPORT
     v6 = asked.family == AF_INET6
-    routes = run.emulator.routes
-    if not routes.forwarding and not flags & BPF_FIB_LOOKUP_OUTPUT:
-        return FibLookupResult.FWD_DISABLED
     destination = bytes(raw[32:48]) if v6 else bytes(raw[32:36])
-    route = routes.find(destination)
-    refused = routes.refusal(route)
-    if refused is not None:
-        return refused
-    assert route is not None
+    routes = run.emulator.routes
+    if v6 and (_strict(destination) or _strict(bytes(raw[16:32]))):
+        return FibLookupResult.NOT_FWDED
+    if not routes.forwarding:
+        return FibLookupResult.FWD_DISABLED
 
     def put(name: str, value: object) -> None:
         field = FibLookup.fields[name]
         raw[field.offset : field.offset + field.size] = field.to_bytes(value, order)
 
-    if asked.tot_len and asked.tot_len > route.mtu:
+    if flags & BPF_FIB_LOOKUP_DIRECT and flags & BPF_FIB_LOOKUP_TBID:
+        put("tbid", 0)
+    route = routes.find(destination)
+    refused = routes.refusal(route)
+    if refused is not None:
+        return refused
+    assert route is not None
+    skb = run.context if isinstance(run.context, Skb) and not asked.tot_len else None
+    if asked.tot_len > route.mtu:
         put("mtu_result", route.mtu)
-        run.write(parameters, bytes(raw))
         return FibLookupResult.FRAG_NEEDED
     put("rt_metric", route.metric)
     put("ifindex", route.ifindex)
     if route.gateway is not None:
         raw[32 : 32 + len(route.gateway)] = route.gateway
         put("family", AF_INET if len(route.gateway) == 4 else AF_INET6)
-    put("h_vlan_proto", 0)
-    put("h_vlan_TCI", 0)
-    result = FibLookupResult.SUCCESS
     if not flags & BPF_FIB_LOOKUP_SKIP_NEIGH:
         if route.neighbour is None:
-            result = FibLookupResult.NO_NEIGH
-        else:
-            put("dmac", route.neighbour)
-            put("smac", route.source)
-    run.write(parameters, bytes(raw), "the parameters")
-    return result
+            return FibLookupResult.NO_NEIGH
+        put("dmac", route.neighbour)
+        put("smac", route.source)
+    put("h_vlan_proto", 0)
+    put("h_vlan_TCI", 0)
+    put("mtu_result", route.mtu & 0xFFFF)
+    # Without a length, the packet itself is what has to fit, with its link header and a tag.
+    if skb is not None and len(skb.data) > route.mtu + _VLAN_ETH_HLEN:
+        return FibLookupResult.FRAG_NEEDED
+    return FibLookupResult.SUCCESS
+
+
+def _strict(address: bytes) -> bool:
+    """Whether an IPv6 address is never forwarded: multicast, link-local, loopback (``rt6_need_strict``)."""
+    link_local = address[0] == 0xFE and address[1] & 0xC0 == 0x80
+    return address[0] == 0xFF or link_local or address == bytes(15) + b"\x01"
 
 
 # --- Sockets by address. ---
@@ -629,10 +690,10 @@ def _look_up(run: Run, pair: int, size: int, netns: int, flags: int, protocol: i
     size &= U32
     data = run.read(pair, size, "the tuple")
     order = run.emulator.byteorder
+    if isinstance(run.context, Xdp):
+        netns &= U32
     number = s32(netns)
-    if flags or size not in (SockTupleV4.sizeof, SockTupleV6.sizeof):
-        return None
-    if number < 0 and netns != 0xFFFFFFFFFFFFFFFF and netns != U32:
+    if flags or size not in (SockTupleV4.sizeof, SockTupleV6.sizeof) or 0 <= number != netns:
         return None
     where = run.emulator.netns if number < 0 else number
     shape = SockTupleV4 if size == SockTupleV4.sizeof else SockTupleV6
@@ -646,9 +707,9 @@ def _look_up(run: Run, pair: int, size: int, netns: int, flags: int, protocol: i
 def _held(run: Run, socket: Socket | None, common: bool, name: str) -> int:
     if socket is None:
         return 0
-    pointer = socket_pointer(run, socket, common=common)
-    if pointer not in run.held:
-        run.hold(pointer, f"the socket that {name} returned")
+    # Each look-up gives a reference of its own, which can be given back while others are held.
+    pointer = run.pointer(SocketRegion(socket, run.emulator.byteorder, common))
+    run.hold(pointer, f"the socket that {name} returned")
     return pointer
 
 
@@ -661,11 +722,13 @@ def skc_lookup_tcp(run: Run, context: int, pair: int, size: int, netns: int, fla
 
 @helper(Helper.sk_lookup_tcp)
 def sk_lookup_tcp(run: Run, context: int, pair: int, size: int, netns: int, flags: int) -> int:
-    """The full TCP socket that a packet would reach, or 0."""
+    """The full TCP socket that a packet would reach, for a handshake the listening one, or 0."""
     _needs_context(run, context)
     socket = _look_up(run, pair, size, netns, flags, IPPROTO_TCP)
     if socket is not None and not socket.full:
-        return 0
+        if socket.state != TcpState.NEW_SYN_RECV:
+            return 0
+        socket = run.emulator.sockets.listener(IPPROTO_TCP, socket.src, socket.src_port, socket.netns)
     return _held(run, socket, False, "sk_lookup_tcp")
 
 

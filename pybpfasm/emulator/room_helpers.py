@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from pybpfasm.emulator import checksum
 from pybpfasm.emulator.context import Skb, Xdp
 from pybpfasm.emulator.errnos import EALREADY, EFAULT, EINVAL, ENODEV, ENOMEM, ENOTSUPP, EOPNOTSUPP
 from pybpfasm.emulator.faults import Violation
@@ -56,9 +57,12 @@ def _push(skb: Skb, at: int, length: int) -> None:
     skb.linear += length
 
 
-def _pop(skb: Skb, at: int, length: int) -> int:
+def _pop(run: Run, skb: Skb, at: int, length: int) -> int:
     if not skb.make_writable(at + length):
         return -ENOMEM
+    if skb.checksum == "complete":  # skb_postpull_rcsum, which negates in two's complement
+        gone = bytes(skb.data[at : at + length])
+        skb.csum = -checksum.partial(gone, -skb.csum & U32, run.emulator.byteorder) & U32
     del skb.data[at : at + length]
     skb.linear -= length
     return 0
@@ -97,7 +101,7 @@ def _adjust(run: Run, skb: Skb, difference: int, mode: int, flags: int) -> int:
 def _shrink(run: Run, skb: Skb, at: int, size: int, flags: int) -> int:
     if flags & ~_SHRINK:
         return -EINVAL
-    error = _pop(skb, at, size)
+    error = _pop(run, skb, at, size)
     if not error and flags & _DECAP:
         set_protocol(run, skb, ETH_P_IP if flags & BPF_F_ADJ_ROOM_DECAP_L3_IPV4 else ETH_P_IPV6)
     return error
@@ -134,7 +138,7 @@ def skb_change_proto(run: Run, context: int, kind: int, flags: int) -> int:
     elif (now, wanted) == (ETH_P_IP, ETH_P_IPV6):
         _push(skb, skb.network_offset, difference)
     elif (now, wanted) == (ETH_P_IPV6, ETH_P_IP):
-        result = _pop(skb, skb.network_offset, difference)
+        result = _pop(run, skb, skb.network_offset, difference)
     else:
         result = -ENOTSUPP
     if not result:
@@ -156,9 +160,9 @@ def skb_ecn_set_ce(run: Run, context: int) -> int:
         ecn = skb.data[at + 1] & 3
         if ecn in (0, 3):
             return int(ecn == 3)
-        checksum = int.from_bytes(skb.data[at + 10 : at + 12], "big") + (0xFFFD if ecn == 1 else 0xFFFE)
-        checksum = (checksum & 0xFFFF) + (checksum >> 16)
-        skb.data[at + 10 : at + 12] = checksum.to_bytes(2, "big")
+        total = int.from_bytes(skb.data[at + 10 : at + 12], "big") + (0xFFFD if ecn == 1 else 0xFFFE)
+        total = (total & 0xFFFF) + (total >> 16)
+        skb.data[at + 10 : at + 12] = total.to_bytes(2, "big")
         skb.data[at + 1] |= 3
         return 1
     if not skb.data[at + 1] >> 4 & 3:

@@ -266,6 +266,14 @@ class FibLookup(Struct, kernel_name="bpf_fib_lookup", size=64):
     dmac = Array(U8(), 6, at=58)
 
 
+class RedirNeigh(Struct, kernel_name="bpf_redir_neigh", size=20):
+    """The next hop that ``redirect_neigh`` is given. Kernel: ``struct bpf_redir_neigh``."""
+
+    nh_family = U32(at=0)
+    ipv4_nh = Be32(at=4)
+    ipv6_nh = Array(Be32(), 4, at=4)
+
+
 class SkReuseport(Struct, kernel_name="sk_reuseport_md", size=56):
     """The context of sk_reuseport programs. Kernel: ``struct sk_reuseport_md``."""
 

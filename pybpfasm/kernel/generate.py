@@ -120,6 +120,7 @@ _STRUCTS = (
     _StructSpec("BpfTcpSock", "bpf_tcp_sock", "What ``tcp_sock`` returns of a TCP socket."),
     _StructSpec("SockTuple", "bpf_sock_tuple", "What ``sk_lookup_tcp`` and its like look up."),
     _StructSpec("FibLookup", "bpf_fib_lookup", "Input and output of ``fib_lookup``."),
+    _StructSpec("RedirNeigh", "bpf_redir_neigh", "The next hop that ``redirect_neigh`` is given."),
     _StructSpec("SkReuseport", "sk_reuseport_md", "The context of sk_reuseport programs."),
     _StructSpec("CgroupDevice", "bpf_cgroup_dev_ctx", "The context of cgroup/dev programs."),
     _StructSpec("Sysctl", "bpf_sysctl", "The context of cgroup/sysctl programs."),
@@ -161,6 +162,7 @@ _NETWORK_ORDER = {
     "bpf_sk_lookup": ("remote_ip4", "remote_ip6", "local_ip4", "local_ip6"),
     "bpf_sock": ("src_ip4", "src_ip6", "dst_ip4", "dst_ip6"),
     "bpf_fib_lookup": ("ipv6_src", "ipv6_dst"),
+    "bpf_redir_neigh": ("ipv6_nh",),
 }
 
 # A 4-byte field with a 16-bit value in network order, zero-extended, is neither Be16 nor Be32.

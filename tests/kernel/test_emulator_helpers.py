@@ -4,21 +4,43 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+import socket
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
 from loader.objects import Map, Program, possible_cpus
 from pybpfasm import isa
-from pybpfasm.emulator import Emulator, Skb, Socket, Task, Xdp
+from pybpfasm.emulator import Emulator, Skb, Socket, Task, Xdp, checksum
 from pybpfasm.instruction import Instruction
 from pybpfasm.isa import Imm64
-from pybpfasm.kernel.context import SkBuff
-from pybpfasm.kernel.enums import BPF_F_RDONLY_PROG, MapType, ProgType
+from pybpfasm.kernel.context import BpfSock, FibLookup, SkBuff, SockTupleV4, XdpMd
+from pybpfasm.kernel.defines import BPF_F_TEST_SKB_CHECKSUM_COMPLETE
+from pybpfasm.kernel.enums import (
+    BPF_CSUM_LEVEL_DEC,
+    BPF_CSUM_LEVEL_INC,
+    BPF_CSUM_LEVEL_QUERY,
+    BPF_CSUM_LEVEL_RESET,
+    BPF_F_BROADCAST,
+    BPF_F_EXCLUDE_INGRESS,
+    BPF_F_INVALIDATE_HASH,
+    BPF_F_RDONLY_PROG,
+    BPF_F_RECOMPUTE_CSUM,
+    BPF_FIB_LOOKUP_DIRECT,
+    BPF_FIB_LOOKUP_OUTPUT,
+    BPF_FIB_LOOKUP_SKIP_NEIGH,
+    BPF_FIB_LOOKUP_TBID,
+    FibLookupResult,
+    MapType,
+    ProgType,
+    TcpState,
+)
 from pybpfasm.layout import U32
 from pybpfasm.maps import MapSpec
+from pybpfasm.net import AF_INET, AF_INET6
 from pybpfasm.program import ProgramSpec
 from pybpfasm.text import assemble
 
@@ -113,21 +135,37 @@ def _context(kind: ProgType, packet: bytes) -> Skb | Xdp:
     return Skb(packet, ifindex=1, socket=Socket())
 
 
-def both(spec: ProgramSpec, packet: bytes = PACKET, *, task: Task | None = None) -> Outcome:
-    """Run in the kernel and in both engines, which must agree; returns what they agree on."""
+def both(
+    spec: ProgramSpec,
+    packet: bytes = PACKET,
+    *,
+    task: Task | None = None,
+    complete: bool = False,
+    prepare: Callable[[Emulator], object] = lambda emulator: None,
+) -> Outcome:
+    """Run in the kernel and in both engines, which must agree; returns what they agree on.
+
+    With *complete* the packet has a sum over all behind the link header (CHECKSUM_COMPLETE).
+    """
     cpus = possible_cpus()
     with ExitStack() as stack:
         maps = {one.name: stack.enter_context(Map.create(one)) for one in spec.maps}
         kernel = stack.enter_context(Program.load(spec, maps))
         context = SkBuff.pack() if spec.type is ProgType.SCHED_CLS else b""
-        found = kernel.test_run(packet, ctx=context, data_out_size=70_000)
+        flags = BPF_F_TEST_SKB_CHECKSUM_COMPLETE if complete else 0
+        found = kernel.test_run(packet, ctx=context, data_out_size=70_000, flags=flags)
         expected = Outcome(found.retval, found.data, bytes(maps["out"][0]))
     for engine in ("interpret", "translate"):
         emulator = Emulator(cpus=cpus, engine=engine)
         emulator.cpu = min(CPU, cpus - 1)
         if task is not None:
             emulator.task = task
-        result = emulator.load(spec).run(_context(spec.type, packet))
+        prepare(emulator)
+        ctx = _context(spec.type, packet)
+        if complete:
+            assert isinstance(ctx, Skb)
+            ctx.checksum, ctx.csum = "complete", checksum.partial(packet[14:], 0, "little")
+        result = emulator.load(spec).run(ctx)
         assert Outcome(result.value, result.packet, emulator.map("out")[0]) == expected
     return expected
 
@@ -565,6 +603,326 @@ def test_vlan(protocol: int) -> None:
     pop = "r1 = r6\ncall bpf_skb_vlan_pop\n"
     for calls in (push, push + push, push + pop, push + push + pop, push + push + pop + pop, pop):
         both(program(calls + fields))
+
+
+def _saved(at: int) -> str:
+    """Keep r0 as result number *at*."""
+    return f"*(u64 *)(r10 {RESULT + 8 * at}) = r0\n"
+
+
+_FIELDS = "\n".join(
+    f"r2 = *(u32 *)(r6 +{SkBuff.offsetof(name)})\n*(u64 *)(r10 {RESULT + 64 + 8 * i}) = r2"
+    for i, name in enumerate(("vlan_present", "vlan_tci", "protocol", "len"))
+)
+_POP = "r1 = r6\ncall bpf_skb_vlan_pop\n"
+_TAG = bytes(12) + b"\x81\0\0\x05"
+
+
+@pytest.mark.parametrize(
+    "packet",
+    [
+        bytes(12) + b"\x81\0",
+        bytes(12) + b"\x81\0ab",
+        _TAG + b"\x08\0",
+        _TAG + b"\x81\0",
+        _TAG + b"\0\x20" + bytes(60),
+        _TAG + b"\0\x20\xff\xff" + bytes(60),
+        bytes(12) + b"\0\x20" + bytes(60),
+        bytes(12) + b"\0\x20\xff\xff" + bytes(60),
+        bytes(12) + b"\x05\xff" + bytes(60),
+        bytes(12) + b"\x06\0" + bytes(60),
+    ],
+)
+def test_tags_that_end_too_early_and_frames_with_a_length(packet: bytes) -> None:
+    both(program(_POP + _saved(0) + _POP + _saved(1) + _FIELDS), packet)
+
+
+_HEAD = "r1 = r6\nr2 = 8\nr3 = 0\ncall bpf_skb_change_head\n"
+_PUSH = "r1 = r6\nr2 = 0x81\nr3 = 0x123\ncall bpf_skb_vlan_push\n"
+
+
+@pytest.mark.parametrize("start", [0, 1])
+@pytest.mark.parametrize("calls", [_HEAD, _PUSH * 2, _HEAD + _PUSH * 2, _HEAD + _PUSH * 3 + _POP * 2])
+def test_where_the_network_header_is(calls: str, start: int) -> None:
+    load = f"r1 = r6\nr2 = 0\nr3 = r10\nr3 += {RESULT}\nr4 = 8\nr5 = {start}\n"
+    both(program(f"{calls}{load}call bpf_skb_load_bytes_relative\n{_saved(1)}"))
+
+
+_QUERY, _MORE, _LESS, _NONE = (
+    BPF_CSUM_LEVEL_QUERY,
+    BPF_CSUM_LEVEL_INC,
+    BPF_CSUM_LEVEL_DEC,
+    BPF_CSUM_LEVEL_RESET,
+)
+
+
+@pytest.mark.parametrize(
+    "levels",
+    [
+        (_QUERY,),
+        (_MORE, _QUERY),
+        (_LESS, _QUERY),
+        (_NONE, _QUERY),
+        (4, _QUERY),
+        (_MORE, _MORE, _QUERY),
+        (*[_MORE] * 6, _QUERY),
+        (_MORE, _MORE, _LESS, _QUERY),
+        (_MORE, _LESS, _QUERY, _MORE, _QUERY),
+        (_MORE, _MORE, _NONE, _QUERY, _MORE, _QUERY),
+    ],
+)
+@pytest.mark.parametrize("complete", [False, True])
+def test_csum_level(levels: tuple[int, ...], complete: bool) -> None:
+    calls = (f"r1 = r6\nr2 = {level}\ncall bpf_csum_level\n{_saved(i)}" for i, level in enumerate(levels))
+    both(program("".join(calls)), complete=complete)
+
+
+_UPDATE = "r1 = r6\nr2 = 0\ncall bpf_csum_update\n"
+_STORE = f"r3 = r10\nr3 += {INPUT}\nr5 = {BPF_F_RECOMPUTE_CSUM}\ncall bpf_skb_store_bytes\n"
+
+
+@pytest.mark.parametrize(
+    ("call", "packet"),
+    [
+        *[
+            (f"r1 = r6\nr2 = {at}\nr4 = {size}\n{_STORE}", PACKET)
+            for at in (20, 21, 33)
+            for size in (1, 3, 8)
+        ],
+        *[
+            (f"r1 = r6\nr2 = {size}\nr3 = 0\ncall bpf_skb_change_tail\n", PACKET + bytes(30))
+            for size in (len(PACKET) + 10, len(PACKET) + 30, 200)
+        ],
+        ("r1 = r6\nr2 = -8\nr3 = 0\nr4 = 0\ncall bpf_skb_adjust_room\n", PACKET),
+        ("r1 = r6\nr2 = 8\nr3 = 0\nr4 = 0\ncall bpf_skb_adjust_room\n", PACKET),
+    ],
+)
+def test_the_packets_own_sum(call: str, packet: bytes) -> None:
+    both(program(call + _saved(0) + _UPDATE + _saved(1), data=b"qwertyuiop"), packet, complete=True)
+
+
+def test_an_encapsulated_packet_keeps_its_tail() -> None:
+    call = "r1 = r6\nr2 = 20\nr3 = 1\nr4 = 2\ncall bpf_skb_adjust_room\n"
+    found = both(program(f"{call}r1 = r6\nr2 = 60\nr3 = 0\ncall bpf_skb_change_tail"))
+    assert found.value == 2**32 - 524 and len(found.packet) == len(PACKET) + 20
+
+
+def test_store_bytes_invalidates_the_hash() -> None:
+    body = f"""
+    r1 = r6
+    r2 = 77
+    call bpf_set_hash
+    r2 = *(u32 *)(r6 +{SkBuff.offsetof("hash")})
+    *(u64 *)(r10 {RESULT}) = r2
+    r1 = r6
+    r2 = 0
+    r3 = r10
+    r3 += {INPUT}
+    r4 = 4
+    r5 = {BPF_F_INVALIDATE_HASH}
+    call bpf_skb_store_bytes
+    r2 = *(u32 *)(r6 +{SkBuff.offsetof("hash")})
+    *(u64 *)(r10 {RESULT + 8}) = r2
+    """
+    assert both(program(body)).out[8:24] == (77).to_bytes(16, "little")
+
+
+@pytest.mark.parametrize("size", [0, 1, 19, 20, 21, 24, 28])
+@pytest.mark.parametrize("flags", [0, 1])
+def test_redirect_neigh(size: int, flags: int) -> None:
+    both(program(f"r1 = 1\nr2 = r10\nr2 += {INPUT}\nr3 = {size}\nr4 = {flags}\ncall bpf_redirect_neigh"))
+
+
+@pytest.mark.parametrize("type", [MapType.DEVMAP, MapType.DEVMAP_HASH, MapType.CPUMAP, MapType.XSKMAP])
+@pytest.mark.parametrize("verdict", [0, 1, 3, 4, 32])
+@pytest.mark.parametrize("flags", [0, BPF_F_BROADCAST, BPF_F_EXCLUDE_INGRESS, 24])
+def test_redirect_map_where_nothing_is(type: MapType, verdict: int, flags: int) -> None:
+    there = MapSpec("there", type, U32(), U32(), 4)
+    body = f"r1 = map there\nr2 = 1\nr3 = {verdict | flags}\ncall bpf_redirect_map"
+    both(program(body, kind=ProgType.XDP, texts=(there,)))
+
+
+def test_store_bytes_leaves_pointers_into_a_frame() -> None:
+    body = f"""
+    r7 = *(u32 *)(r6 +{XdpMd.offsetof("data")})
+    r8 = *(u32 *)(r6 +{XdpMd.offsetof("data_end")})
+    r0 = 1
+    r2 = r7
+    r2 += 20
+    if r2 > r8 goto +10
+    *(u8 *)(r7 +1) = 65
+    r1 = r6
+    r2 = 2
+    r3 = r10
+    r3 += {INPUT}
+    r4 = 4
+    call bpf_xdp_store_bytes
+    r2 = *(u64 *)(r7 +0)
+    *(u64 *)(r10 {RESULT}) = r2
+    *(u8 *)(r7 +7) = 66
+    """
+    found = both(program(body, kind=ProgType.XDP, data=b"abcd"))
+    assert found.packet[:8] == b"\0Aabcd\0B" and found.out[8:16] == b"\0Aabcd\0\0"
+
+
+@pytest.mark.parametrize(
+    "moves",
+    [("head 8", "head -8"), ("meta -8", "head -8", "meta 8"), ("head 12", "meta -4", "head -12", "meta 4")],
+)
+def test_what_was_before_a_frame_is_there_again(moves: tuple[str, ...]) -> None:
+    calls = ""
+    for number, move in enumerate(moves):
+        what, by = move.split()
+        calls += f"r1 = r6\nr2 = {by}\ncall bpf_xdp_adjust_{what}\n{_saved(number)}"
+    both(program(calls, kind=ProgType.XDP), bytes(range(1, 60)))
+
+
+def _address(text: str) -> bytes:
+    return socket.inet_pton(socket.AF_INET6 if ":" in text else socket.AF_INET, text)
+
+
+@pytest.fixture
+def routed(netns: object) -> Iterator[tuple[int, bytes]]:
+    """An interface with routes behind it; its number and its hardware address."""
+    from pyroute2 import IPRoute
+
+    with IPRoute() as ip:
+        ip.link("add", ifname="out0", kind="veth", peer="far0", mtu=1400)
+        index = ip.link_lookup(ifname="out0")[0]
+        for name in ("far0", "out0"):
+            ip.link("set", index=ip.link_lookup(ifname=name)[0], state="up")
+        ip.addr("add", index=index, address="10.1.0.1", prefixlen=24)
+        ip.addr("add", index=index, address="fd01::1", prefixlen=64, flags=2)  # IFA_F_NODAD
+        hardware = bytes.fromhex(ip.get_links(index)[0].get("address").replace(":", ""))
+        for via in ("10.1.0.2", "fd01::2"):
+            ip.neigh("add", dst=via, lladdr="02:00:00:00:00:02", ifindex=index, state="permanent")
+        for network, via in (
+            ("10.2.0.0/16", "10.1.0.2"),
+            ("10.3.0.0/16", "10.1.0.3"),
+            ("fd02::/16", "fd01::2"),
+        ):
+            ip.route("add", dst=network, gateway=via, oif=index)
+        for kind, network in (("blackhole", "10.4.0.0/16"), ("prohibit", "10.5.0.0/16")):
+            ip.route("add", dst=network, type=kind)
+        yield index, hardware
+
+
+def _forwarding(value: int) -> None:
+    for version in ("ipv4", "ipv6"):
+        Path(f"/proc/sys/net/{version}/conf/lo/forwarding").write_text(str(value))
+
+
+_TABLE = BPF_FIB_LOOKUP_DIRECT | BPF_FIB_LOOKUP_TBID
+
+
+@pytest.mark.parametrize("kind", [ProgType.SCHED_CLS, ProgType.XDP], ids=lambda kind: kind.name)
+@pytest.mark.parametrize("forwarding", [0, 1])
+def test_fib_lookup(kind: ProgType, forwarding: int, routed: tuple[int, bytes]) -> None:
+    index, hardware = routed
+    _forwarding(forwarding)
+
+    def prepare(emulator: Emulator) -> None:
+        routes = emulator.routes
+        routes.forwarding = bool(forwarding)
+        known = {"ifindex": index, "source": hardware, "mtu": 1400}
+        near = b"\2\0\0\0\0\2"
+        routes.add("10.2.0.0/16", gateway="10.1.0.2", neighbour=near, **known)  # type: ignore[arg-type]
+        routes.add("10.3.0.0/16", gateway="10.1.0.3", **known)  # type: ignore[arg-type]
+        routes.add("fd02::/16", gateway="fd01::2", neighbour=near, metric=1024, **known)  # type: ignore[arg-type]
+        routes.add("10.4.0.0/16", "blackhole")
+        routes.add("10.5.0.0/16", "prohibit")
+
+    seen = set()
+    copy = "\n".join(
+        f"r2 = *(u64 *)(r10 {INPUT + at})\n*(u64 *)(r10 {RESULT + at}) = r2" for at in range(0, 64, 8)
+    )
+    for target in (
+        "10.2.0.9",
+        "10.3.0.9",
+        "10.4.0.9",
+        "10.5.0.9",
+        "127.0.0.1",
+        "fd02::9",
+        "fe80::1",
+        "fd09::1",
+    ):
+        for length in (0, 1400, 1401):
+            for flags in (0, BPF_FIB_LOOKUP_SKIP_NEIGH, _TABLE, 1 << 6):
+                asked = bytearray(FibLookup.pack(tot_len=length, ifindex=1, tbid=254))
+                asked[0] = AF_INET6 if ":" in target else AF_INET
+                asked[32 : 32 + len(_address(target))] = _address(target)
+                call = f"r1 = r6\nr2 = r10\nr2 += {RESULT}\nr3 = 64\nr4 = {flags}\ncall bpf_fib_lookup"
+                for packet in (PACKET, PACKET + bytes(1418 - len(PACKET)), PACKET + bytes(1500)):
+                    spec = program(f"{copy}\n{call}", data=bytes(asked), kind=kind)
+                    seen.add(both(spec, packet, prepare=prepare).value)
+    answers = {FibLookupResult.NOT_FWDED, FibLookupResult.FWD_DISABLED, 2**32 - 22}
+    if forwarding:
+        answers = {*FibLookupResult} - {5, 6, 9} | {2**32 - 22} - {FibLookupResult.FWD_DISABLED}
+        answers.discard(FibLookupResult.UNREACHABLE)
+    assert seen == {int(one) for one in answers}
+    _forwarding(0)
+    asked = bytearray(FibLookup.pack(ifindex=1, family=AF_INET))
+    asked[32:36] = _address("10.2.0.9")
+    call = f"r1 = r6\nr2 = r10\nr2 += {RESULT}\nr3 = 64\nr4 = {BPF_FIB_LOOKUP_OUTPUT}\ncall bpf_fib_lookup"
+    found = both(program(f"{copy}\n{call}", data=bytes(asked), kind=kind))
+    assert found.value == FibLookupResult.FWD_DISABLED
+
+
+_LOOK_UP = f"""
+r1 = r6
+r2 = r10
+r2 += {INPUT}
+r3 = {SockTupleV4.sizeof}
+r4 = {{low}} ll
+r5 = 0
+call bpf_{{name}}
+"""
+_STATE = f"""
+r0 = *(u32 *)(r8 +{BpfSock.offsetof("state")})
+"""
+
+
+@pytest.mark.parametrize("kind", [ProgType.SCHED_CLS, ProgType.XDP], ids=lambda kind: kind.name)
+def test_sockets_of_a_handshake(kind: ProgType, netns: object) -> None:
+    """With TCP_DEFER_ACCEPT the listening side knows but a request until there is data."""
+    with socket.socket() as listener, socket.socket() as client:
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, 30)
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        client.settimeout(10)
+        client.connect(listener.getsockname())
+        here, there = listener.getsockname(), client.getsockname()
+        home = _address("127.0.0.1")
+        asked = home * 2 + there[1].to_bytes(2, "big") + here[1].to_bytes(2, "big")
+
+        def prepare(emulator: Emulator) -> None:
+            emulator.sockets.add(Socket(src=bytes(4), src_port=here[1], state=TcpState.LISTEN))
+            half = Socket(home, src_port=here[1], dst=home, dst_port=there[1])  # type: ignore[arg-type]
+            half.family, half.src, half.state = AF_INET, home, TcpState.NEW_SYN_RECV
+            emulator.sockets.add(half)
+
+        states = {}
+        for name in ("sk_lookup_tcp", "skc_lookup_tcp"):
+            for netns_id in (-1, 0xFFFFFFFF, -2, 0x80000000, 0x7FFFFFFF, 1 << 32, 1 << 32 | 0xFFFFFFFF):
+                body = _LOOK_UP.format(name=name, low=hex(netns_id & 2**64 - 1)) + (
+                    f"r8 = r0\nr0 = 99\nif r8 == 0 goto +5\n{_STATE}{_saved(0)}r1 = r8\ncall bpf_sk_release\n"
+                    f"r0 = *(u64 *)(r10 {RESULT})"
+                )
+                found = both(program(body, data=asked, kind=kind), prepare=prepare)
+                states[name, netns_id] = found.value
+        assert states["sk_lookup_tcp", -2] == TcpState.LISTEN
+        assert states["skc_lookup_tcp", -2] == TcpState.NEW_SYN_RECV
+        assert states["sk_lookup_tcp", 0x7FFFFFFF] == 99
+        twice = (
+            _LOOK_UP.format(name="skc_lookup_tcp", low="0xffffffff")
+            + "r8 = r0\n"
+            + _LOOK_UP.format(name="skc_lookup_tcp", low="0xffffffff")
+            + "r7 = r0\nif r8 == 0 goto +3\nr1 = r8\ncall bpf_sk_release\nr8 = 0\n"
+            + "r0 = 99\nif r7 == 0 goto +6\nr8 = r7\n"
+            + _STATE
+            + f"{_saved(0)}r1 = r8\ncall bpf_sk_release\nr0 = *(u64 *)(r10 {RESULT})"
+        )
+        assert both(program(twice, data=asked, kind=kind), prepare=prepare).value == TcpState.NEW_SYN_RECV
 
 
 @pytest.mark.parametrize("flags", [0, 0xFFFFFFFF, 1, 2, 7, 0x4_00000000, 0xFFFF_FFFFFFFF, 1 << 60])

@@ -263,7 +263,7 @@ def test_network_order_is_where_the_headers_say() -> None:
             if isinstance(field, Nested):
                 continue
             address = re.fullmatch(
-                r"(\w+_)?ip[46]|[sd]addr|ipv[46]_(src|dst)|remote_port|dst_port|[sd]port", name
+                r"(\w+_)?ip[46]|[sd]addr|ipv[46]_(src|dst|nh)|remote_port|dst_port|[sd]port", name
             )
             assert (order(field) == "big") == bool(
                 address or name in ("flowinfo", "h_vlan_proto", "h_vlan_TCI")
