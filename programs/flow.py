@@ -40,6 +40,8 @@ NEAR: Final = 1 << 20
 # How long a flow with one FIN may be quiet: the least that RFC 5382 (REQ-5) asks for an open connection.
 HALF_CLOSED_SECONDS: Final = 2 * 3600 + 4 * 60
 
+_EBUSY: Final = 16
+
 
 def flow_value(settings: Settings, at: Reg) -> FlowValue | TimedFlowValue:
     """A view of a flow's value at *at*."""
@@ -67,29 +69,49 @@ def give_timer(b: Asm, settings: Settings, seconds: int) -> None:
     """Give the flow at r7 its timer, which fires in *seconds*; r0 = 0 if it has one now. Clobbers r1 to r5.
 
     The kernel takes memory for it and waits for none (``bpf_map_kmalloc_nolock`` from Linux 6.18 on, atomic
-    before), so that fails where none is at hand; -EBUSY is another CPU that gives it one.
+    before), so that fails where none is at hand. -EBUSY: it has one already, by a CPU that may be a step
+    behind, or that still followed the flow which had this memory before; so it is set all the same.
     """
+    given = Label("timer_given")
     flow = TimedFlowValue(b.r7)
     b.lea(b.r1, flow.timer)
     b.r2 = maps(settings).flows
     b.r3 = CLOCK_MONOTONIC
     b.call(Helper.timer_init)
-    with b.If(b.r0 == 0):
-        b.lea(b.r1, flow.timer)
-        b.r2 = expire.bind(settings)
-        b.call(Helper.timer_set_callback)
-        start_timer(b, flow, seconds)
-        b.r0 = 0
+    with b.If((b.w0 != 0) & (b.w0 != -_EBUSY)):
+        b.goto(given)
+    b.lea(b.r1, flow.timer)
+    b.r2 = expire.bind(settings)
+    b.call(Helper.timer_set_callback)
+    start_timer(b, flow, seconds)
+    b.r0 = 0
+    b.label(given)
 
 
 def begin_anew(b: Asm, settings: Settings, flow: FlowValue | TimedFlowValue) -> None:
     """Forget what the flow's packets have said of the connection before. Clobbers r2."""
     if settings.timers:
-        b.r2 = flow.state
-        b.r2 &= FLOW_UNTIMED
-        flow.state = b.r2
+        b.r2 = FLOW_UNTIMED
+        flow.state.lock_and(b.r2)
     else:
         flow.state = 0
+
+
+def remove(b: Asm, settings: Settings, key: FlowKey, at: Reg) -> None:
+    """Remove the flow of *key*, whose value is at *at*, elsewhere than in its timer's callback. Clobbers r0
+    to r5.
+
+    The kernel cancels a timer with its entry, and waits for a callback that is running. Where an entry is
+    replaced, and up to Linux 6.12 where it is deleted (htab_map_update_elem, htab_map_delete_elem), it holds
+    the lock of the bucket meanwhile, and the callback may wait for that, to delete the entry: two CPUs stand
+    still, up to 6.14 for good. So the timer is cancelled first, without a lock; then nobody can start it.
+    """
+    if settings.timers:
+        b.lea(b.r1, TimedFlowValue(at).timer)
+        b.call(Helper.timer_cancel)
+    b.r1 = maps(settings).flows
+    b.lea(b.r2, key)
+    b.call(Helper.map_delete_elem)
 
 
 def follow(b: Asm, ctx: SkBuff, settings: Settings, key: FlowKey, flags: Mem, fin: int) -> None:
@@ -174,9 +196,7 @@ def follow(b: Asm, ctx: SkBuff, settings: Settings, key: FlowKey, flags: Mem, fi
     b.label("ended")
     b.r2 = flags
     with b.If((b.r2 & TCP_RST) | ~(b.r2 & TCP_FIN)):
-        b.r1 = maps(settings).flows
-        b.lea(b.r2, key)
-        b.call(Helper.map_delete_elem)
+        remove(b, settings, key, b.r7)
     b.label("followed")
 
 
@@ -225,9 +245,7 @@ def queue_up(b: Asm, settings: Settings, key: FlowKey, evicted: Mem) -> None:
     b.If(b.r0 == 0).goto(kept)
     b.r2 = flow_value(settings, b.r0).state
     b.If(b.r2 & FLOW_ESTABLISHED).goto(kept)
-    b.r1 = maps(settings).flows
-    b.lea(b.r2, place)
-    b.call(Helper.map_delete_elem)
+    remove(b, settings, place, b.r0)
     count(b, evicted)
     b.label(kept)
     for here, there in ((key.client, place.client), (key.server, place.server)):

@@ -7,6 +7,8 @@ counters, r9 the offset of the TCP or ICMP header.
 
 from __future__ import annotations
 
+from typing import Final
+
 from programs.flow import (
     begin_anew,
     find_socket,
@@ -15,6 +17,7 @@ from programs.flow import (
     give_timer,
     is_over,
     queue_up,
+    remove,
     start_timer,
 )
 from programs.icmp import find_quoted
@@ -37,6 +40,7 @@ from pybpfasm.asm import Asm, Label, Mem, be16
 from pybpfasm.kernel.context import BpfSock, FibLookup, SkBuff
 from pybpfasm.kernel.enums import (
     BPF_ANY,
+    BPF_NOEXIST,
     AttachType,
     FibLookupResult,
     Helper,
@@ -48,6 +52,8 @@ from pybpfasm.program import sched_cls
 
 # A SYN that opens a connection has SYN alone of these.
 HANDSHAKE_FLAGS = TCP_SYN | TCP_ACK | TCP_RST | TCP_FIN
+
+_EEXIST: Final = 17
 
 
 @sched_cls(AttachType.TCX_INGRESS, name="pba_ingress")
@@ -91,9 +97,7 @@ def tc_ingress(b: Asm, ctx: SkBuff, settings: Settings, interface: Interface) ->
         b.w2 &= settings.mark.mask
     b.If(b.w2 == settings.mark.value).goto("marked")
 
-    b.r1 = maps(settings).flows
-    b.lea(b.r2, key)
-    b.call(Helper.map_lookup_elem)
+    find_flow(b, settings, key)
     b.r3 = flags
     b.r3 &= HANDSHAKE_FLAGS
     b.r4 = old_port
@@ -122,9 +126,7 @@ def tc_ingress(b: Asm, ctx: SkBuff, settings: Settings, interface: Interface) ->
     b.r2 = ctx.pkt_type
     b.If(b.r2 != PACKET_HOST).goto("other")
     find_counters(b, settings, b.r8, "other")
-    b.r1 = maps(settings).flows
-    b.lea(b.r2, key)
-    b.call(Helper.map_lookup_elem)
+    find_flow(b, settings, key)
     b.If(b.r0 == 0).goto("other")
     b.r2 = flow_value(settings, b.r0).original_port
     b.r3 = old_port
@@ -208,9 +210,7 @@ def new_flow(b: Asm, ctx: SkBuff, settings: Settings, interface: Interface, key:
                     start_timer(b, TimedFlowValue(b.r7), settings.handshake_seconds)
                 b.goto("rewrite")
             else:  # or the rest of this connection would be translated for the ended one's sake
-                b.r1 = maps(settings).flows
-                b.lea(b.r2, key)
-                b.call(Helper.map_delete_elem)
+                remove(b, settings, key, b.r7)
                 b.goto("draining")
 
     if not settings.new_flows:
@@ -223,24 +223,43 @@ def new_flow(b: Asm, ctx: SkBuff, settings: Settings, interface: Interface, key:
 
     now(b, settings)
     value.last_seen = b.r0
-    b.r1 = maps(settings).flows
-    b.lea(b.r2, key)
-    b.lea(b.r3, value)
-    b.r4 = BPF_ANY
-    b.call(Helper.map_update_elem)
-    b.If(b.r0 != 0).goto("map_full")
-    if settings.timers:
+    put = Label("put")
+    for last in (False, True):
         b.r1 = maps(settings).flows
         b.lea(b.r2, key)
-        b.call(Helper.map_lookup_elem)
+        b.lea(b.r3, value)
+        b.r4 = BPF_ANY if last else BPF_NOEXIST
+        b.call(Helper.map_update_elem)
+        if last:
+            b.If(b.r0 != 0).goto("map_full")
+        else:
+            b.If(b.r0 == 0).goto(put)
+            b.If(b.w0 != -_EEXIST).goto("map_full")
+            find_flow(b, settings, key)
+            with b.If(b.r0 != 0):
+                b.r1 = flow_value(settings, b.r0).original_port
+                b.r2 = port
+                b.If(b.r1 == b.r2).goto("rewrite")  # a copy of this SYN, on another CPU
+                remove(b, settings, key, b.r0)  # stale, of another service
+    b.label(put)
+    if settings.timers:
+        find_flow(b, settings, key)
         with b.If(b.r0 != 0):
             b.r7 = b.r0
             give_timer(b, settings, settings.handshake_seconds)
             with b.If(b.r0 == 0):
-                TimedFlowValue(b.r7).state = 0
+                b.r2 = ~FLOW_UNTIMED
+                TimedFlowValue(b.r7).state.lock_and(b.r2)
             with b.Else():
                 count(b, Counters(b.r8).ingress.untimed_flows)
     count(b, Counters(b.r8).ingress.new_flows)
+
+
+def find_flow(b: Asm, settings: Settings, key: FlowKey) -> None:
+    """r0 = the flow of *key*, or 0. Clobbers r1 to r5."""
+    b.r1 = maps(settings).flows
+    b.lea(b.r2, key)
+    b.call(Helper.map_lookup_elem)
 
 
 def to_envoy_itself(b: Asm, ctx: SkBuff, settings: Settings, interface: Interface, key: FlowKey) -> None:
@@ -258,9 +277,9 @@ def to_envoy_itself(b: Asm, ctx: SkBuff, settings: Settings, interface: Interfac
         b.If(b.r2 == b.r3).goto("other")
         if interface.loopback:
             in_use(b, ctx, settings, key, "other")
-            b.r1 = maps(settings).flows
-            b.lea(b.r2, key)
-            b.call(Helper.map_delete_elem)
+            find_flow(b, settings, key)
+            with b.If(b.r0 != 0):
+                remove(b, settings, key, b.r0)
     if interface.loopback:
         b.goto("other")
     else:

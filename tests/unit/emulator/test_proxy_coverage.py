@@ -15,11 +15,12 @@ from typing import Any
 from programs.flow import half_closed_seconds
 from programs.packet import Interface
 from programs.settings import Mark, Ports, Settings
-from programs.shared import FLOW_UNTIMED
+from programs.shared import FLOW_ESTABLISHED, FLOW_UNTIMED
 from pybpfasm.emulator import Emulator, Program, Run, Skb, SkMsg, Socket, SockOpsContext, SockOptContext
 from pybpfasm.emulator.helpers import MODELS
 from pybpfasm.emulator.host import Segment
 from pybpfasm.emulator.maps import PerCpuArray
+from pybpfasm.emulator.memory import Region
 from pybpfasm.isa import CallKind
 from pybpfasm.kernel.enums import Helper, SockOp, TcpState
 from pybpfasm.net import AF_INET, AF_INET6, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN
@@ -33,13 +34,25 @@ SERVER = {4: bytes([10, 0, 0, 2]), 6: b"\xfd" + bytes(14) + b"\x02"}
 LOCAL = {4: b"\x7f\0\0\x01", 6: bytes(15) + b"\x01"}
 
 
+class Bystander(Emulator):
+    """An emulator where only a timer's callback may take an entry away whose timer is set.
+
+    The kernel would wait for the callback, and may hold the lock that the callback wants.
+    """
+
+    def cancel_timers(self, value: Region) -> None:
+        mine = [timer for (start, _), timer in self.timers.items() if value.start and start == value.start]
+        assert all(timer.expires is None for timer in mine), "an entry goes whose timer is set"
+        super().cancel_timers(value)
+
+
 class Bench:
     """The five programs in one emulator, watched."""
 
     def __init__(
         self, coverage: Coverage, settings: Settings = SETTINGS, interface: Interface | None = None
     ) -> None:
-        self.emulator = Emulator()
+        self.emulator = Bystander()
         self.emulator.netns = 7
         self.link = interface is None or interface.link_header
         programs = [
@@ -198,9 +211,10 @@ def flows(bench: Bench, settings: Settings = SETTINGS) -> None:
     emulator.advance(seconds=settings.handshake_seconds + 1)
     # A flow that was reset and is there still.
     run(TCP_SYN, sport=6400)
-    for key, value in list(table.items()):
-        if key.client_port == 6400:
-            table[key] = value.as_dict() | {"state": 8}
+    key = next(key for key in table if key.client_port == 6400)
+    value = table.find(key.pack())
+    assert value is not None
+    value.data[8] = 8
     run(TCP_ACK, sport=6400, back=True)
     # Envoy's own port.
     run(TCP_SYN, sport=6300)
@@ -317,6 +331,41 @@ def meetings(coverage: Coverage) -> None:
         emulator.advance(seconds=long)
         assert not len(table)
 
+    def copied(helper: Helper, port: int) -> None:
+        """As *helper* runs for a SYN, a copy of it comes on another CPU, with the rest of the handshake; the
+        client had a flow for *port* before."""
+        bench = Bench(coverage)
+        handshake = ((TCP_SYN, False), (TCP_SYN | TCP_ACK, True), (TCP_ACK, False))
+
+        def send(flags: int, back: bool, port: int = 8000) -> None:
+            packet = bench.segment(flags, dport=8080 if back else port, back=back, ack=2)
+            assert bench.send(packet, bench.egress if back else None) == -1
+
+        if port:
+            send(TCP_SYN, False, port)
+        once = iter([True])
+
+        def act(run: Run, arguments: tuple[int, ...]) -> bool:
+            if next(once, False):
+                for packet in handshake:
+                    send(*packet)
+            return False
+
+        bench.failing(helper, 0, act)
+        send(TCP_SYN, False)
+        assert not next(once, False)
+        table = bench.emulator.map("pba_flows")
+        (flow,) = table.values()
+        assert flow.original_port == 8000 and flow.state == FLOW_ESTABLISHED
+        bench.emulator.advance(seconds=SETTINGS.handshake_seconds + 1)
+        assert len(table)
+        bench.emulator.advance(seconds=SETTINGS.idle_seconds)
+        assert not len(table)
+
+    for port in (0, 8001):
+        copied(Helper.skc_lookup_tcp, port)  # before the flow is put into the map
+        copied(Helper.timer_start, port)  # as it gets its timer
+
     for back in (False, True):
         met(0, fin, back=back, fires=False)
         met(0, TCP_RST, back=back, fires=False)
@@ -339,16 +388,21 @@ def without_memory(coverage: Coverage) -> None:
         (handshake[:1], 1),
         (handshake, 2),
         ((*handshake, *closed), 4),
+        (handshake[:1], 0),
+        (handshake, 0),
     ):
         bench = Bench(coverage)
         emulator, table = bench.emulator, bench.emulator.map("pba_flows")
         calls = itertools.count(1)
-        bench.failing(Helper.timer_init, -12, lambda *_, c=calls, t=timed: t is None or next(c) < t)
+        if timed == 0:
+            there_already(bench)
+        else:
+            bench.failing(Helper.timer_init, -12, lambda *_, c=calls, t=timed: t is None or next(c) < t)
         for flags, back in packets:
             packet = bench.segment(flags, dport=8080 if back else 8000, back=back, ack=2)
             assert bench.send(packet, bench.egress if back else None) == -1
         (counters, *_) = emulator.map("pba_counters")[0]
-        assert counters.ingress.untimed_flows == (timed != 1)
+        assert counters.ingress.untimed_flows == (timed not in (0, 1))
         if timed is None:
             assert not len(table) and not emulator.pending_timers
         else:
@@ -356,6 +410,17 @@ def without_memory(coverage: Coverage) -> None:
             assert all(not flow.state & FLOW_UNTIMED for flow in table.values())
             emulator.advance(seconds=SETTINGS.idle_seconds)
             assert not len(table)
+
+
+def there_already(bench: Bench) -> None:
+    """Let the kernel say of every timer that another has made it, which has not been set yet."""
+    real = MODELS[CallKind.HELPER, int(Helper.timer_init)]
+
+    def init(run: Run, timer: int, map: int, flags: int) -> int:
+        real.function(run, timer, map, flags)
+        return -16
+
+    bench.emulator.model(Helper.timer_init)(init)
 
 
 def icmp_error(quoted: bytes, kind: int, family: int = 4) -> bytes:
@@ -455,6 +520,19 @@ def failing_helpers(coverage: Coverage, settings: Settings = SETTINGS) -> None:
         bench = Bench(coverage, settings)
         bench.failing(Helper.map_lookup_elem, 0, nth(number))
         assert bench.send(bench.segment(TCP_SYN)) == -1
+    # A flow is in the way, or to be forgotten, and has gone by itself.
+    bench = Bench(coverage, settings, Interface(loopback=True))
+    bench.failing(Helper.map_update_elem, -17, nth(1))
+    assert bench.send(bench.segment(TCP_SYN)) == -1
+    assert len(bench.emulator.map("pba_flows")) == 1
+    bench.failing(Helper.map_lookup_elem, 0, nth(3))
+    assert bench.send(bench.segment(TCP_SYN, dport=8080, seq=9)) == -1
+    for number in (1, 2):  # the flow of another service is in the way, or has been removed
+        bench = Bench(coverage, settings)
+        assert bench.send(bench.segment(TCP_SYN, dport=8001)) == -1
+        bench.failing(Helper.map_update_elem, -7, nth(number))
+        assert bench.send(bench.segment(TCP_SYN)) == 2
+        assert len(bench.emulator.map("pba_flows")) == (number == 1)
     bench = Bench(coverage, settings)
     bench.send(bench.segment(TCP_SYN))
     bench.failing(Helper.map_lookup_elem, 0, no_counters)
