@@ -13,7 +13,7 @@ In mnemonics, addresses have the names of RFC 9669: ``lddw %r1, map_by_fd(flows)
 ``map_val(map_by_fd(flows))+8``, ``map_by_idx(0)``, ``var_addr(7)``, ``code_addr(label)``.
 
 Each line is one statement in either syntax. Labels end with ``:``; comments begin with ``;``, ``#`` or
-``//``.
+``//``. Where other assemblers separate statements by ``;``, the second would be a comment: that is refused.
 Jumps and calls go to a label, or by slots: ``goto pc+2``, ``ja +2``. The label ``exit``, unless the text
 defines it, is the first ``exit``. A dump of ``bpftool prog dump xlated`` and a `pybpfasm.listing.listing` are
 read as they are: slot numbers and opcodes before the instructions are checked, lines of source are comments,

@@ -8,7 +8,6 @@ from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from pybpfasm import isa
-from pybpfasm.errors import suggestion
 from pybpfasm.isa import Alu, Atomic, Imm64, Jump
 from pybpfasm.text.tokens import Cursor
 
@@ -168,13 +167,14 @@ def lock(p: _Parser, c: Cursor) -> None:
     word = c.name("an atomic operation")
     if word == "fetch":
         word = f"fetch_{c.name('an atomic operation')}"
-    size = isa.W if word.endswith("32") else isa.DW
-    op = _ATOMICS.get(word.removesuffix("32").removesuffix("64"))
-    if op is None and word.removesuffix("32") in ("fetch_xchg", "fetch_cmpxchg"):
-        op = _ATOMICS[word.removesuffix("32").removeprefix("fetch_")]  # these always fetch
+    bits = word[-2:] if word[-2:] in ("32", "64") else ""
+    size = isa.W if bits == "32" else isa.DW
+    name = word.removesuffix(bits)
+    if name in ("fetch_xchg", "fetch_cmpxchg"):
+        name = name.removeprefix("fetch_")  # these always fetch
+    op = _ATOMICS.get(name)
     if op is None:
-        hint = suggestion(word, _ATOMICS) if len(word) < 40 else ""
-        c.fail(f"there is no atomic operation {word[:40]!r}{hint}", column)
+        c.fail(f"there is no atomic operation {word[:40]!r}{c.suggest(word, _ATOMICS)}", column)
     dst, offset = _memory(c)
     _comma(c)
     p.emit(isa.STX | isa.ATOMIC | size, dst, c.r(), offset, op)

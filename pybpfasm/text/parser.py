@@ -120,6 +120,14 @@ def _lines(text: str) -> Iterator[str]:
     yield text[start:]
 
 
+def _behind_labels(found: list[Token]) -> int:
+    """Where the statement begins among the tokens of a line."""
+    at = 0
+    while len(found) > at + 1 and found[at + 1][1] == ":" and found[at][0] == "name":
+        at += 2
+    return at
+
+
 # Where the number of slots to a label goes, once it is known.
 _OFFSET, _IMM, _CALLED = range(3)
 
@@ -138,6 +146,7 @@ class _Parser:
         self.defined: dict[str, int] = {}  # line of each label
         self.exit: int | None = None
         self.opcode = -1  # what the line of a listing says, in parentheses
+        self.called_registers: list[tuple[str, Source, int]] = []  # `call r1`, which may mean a label
         # instruction, its slot, what the label decides, label, source, column
         self.pending: list[tuple[Instruction, int, int, str, Source, int]] = []
 
@@ -153,10 +162,9 @@ class _Parser:
         elif self._head(source):
             return
         found = tokens(source, start)
-        at = 0
-        while len(found) > at + 1 and found[at + 1][1] == ":" and found[at][0] == "name":
-            self._define(found[at][1], source, found[at][2])
-            at += 2
+        at = _behind_labels(found)
+        for _, label, column in found[:at:2]:
+            self._define(label, source, column)
         if at == len(found):
             return
         if prefix is not None:
@@ -165,6 +173,8 @@ class _Parser:
         column = cursor.column()
         self.statement(cursor)
         cursor.end()
+        if prefix is None:
+            self._second(source, found[-1])
         insn = self.out.instructions[-1]
         if self.opcode not in (-1, insn.opcode):
             raise source.error(
@@ -176,15 +186,42 @@ class _Parser:
             if problem:
                 raise source.error(problem, column)
 
+    def _second(self, source: Source, last: Token) -> None:
+        """Refuse a comment that is a statement: other assemblers separate statements by ``;``."""
+        _, word, column = last
+        start = source.text.find(";", column + len(word))
+        if start < 0 or source.text[column + len(word) : start].strip():  # none, or in another comment
+            return
+        kept = self.slot, self.exit, self.called_registers
+        counts = len(self.out.instructions), len(self.pending)
+        self.called_registers = []
+        try:
+            found = tokens(source, start + 1)
+            cursor = Cursor(source, found, _behind_labels(found), self.symbols, hints=False)
+            self.statement(cursor)
+            cursor.end()
+        except TextError:
+            return
+        finally:
+            self.slot, self.exit, self.called_registers = kept
+            del self.out.instructions[counts[0] :], self.out.lines[counts[0] :], self.pending[counts[1] :]
+        raise source.error(
+            "';' begins a comment, and this one is a statement: give it a line of its own (or, if a comment "
+            "is meant, begin it with '#')",
+            start,
+        )
+
     def _head(self, source: Source) -> bool:
         """The head of a function in a listing, ``int name(struct x *ctx):``, which is a label."""
         stripped = source.text.rstrip()
-        if not stripped.endswith("):") or "(" not in stripped or stripped.lstrip()[:1] in (";", "#", "/"):
+        # A statement whose comment ends so is none; C has none of these in a declaration.
+        if not stripped.endswith("):") or any(sign in stripped for sign in (";", "#", "//")):
             return False
-        words = stripped[: stripped.index("(")].replace("*", " ").split()
-        if not words or _LABEL.fullmatch(words[-1]) is None:
+        before, _, _ = stripped.partition("(")
+        words = before.replace("*", " ").split()
+        if not words or not all(map(_LABEL.fullmatch, words)):
             return False
-        self._define(words[-1], source, source.text.index(words[-1]))
+        self._define(words[-1], source, before.rindex(words[-1]))
         return True
 
     def _define(self, label: str, source: Source, column: int) -> None:
@@ -240,7 +277,7 @@ class _Parser:
 
         mnemonic = MNEMONICS.get(word)
         if mnemonic is None:
-            hint = suggestion(word, [*_STATEMENTS, *MNEMONICS]) if len(word) < 40 else ""
+            hint = c.suggest(word, [*_STATEMENTS, *MNEMONICS])
             c.fail(f"there is no instruction {word[:40]!r}{hint}", column)
         mnemonic(self, c)
 
@@ -286,10 +323,17 @@ class _Parser:
     def finish(self) -> Assembly:
         """Fill in the labels."""
         labels = self.out.labels
-        if self.exit is not None and "exit" not in labels:
-            labels = {**labels, "exit": self.exit}
+        for name, source, column in self.called_registers:
+            if name in labels:
+                raise source.error(
+                    f"{name} is a register and a label: callx {name} calls what is in the register, and a "
+                    "function needs another name",
+                    column,
+                )
         for insn, slot, what, label, source, column in self.pending:
             place = labels.get(label)
+            if place is None and label == "exit" and what != _CALLED:
+                place = self.exit
             if place is None:
                 if what == _CALLED and self._call_by_name(insn, label):
                     continue
@@ -412,8 +456,8 @@ class _Parser:
             self.only_r(c, width, dst)
             (self._function if word == "subprog" else self._btf_id)(c, dst)
         else:
-            hint = suggestion(word, [*_SWAP, *_FETCH, "load_acquire", "addr_space_cast", "subprog", "map"])
-            what = f", not {word[:40]!r}{hint if len(word) < 40 else ''}" if word else " at the end"
+            hint = c.suggest(word, [*_SWAP, *_FETCH, "load_acquire", "addr_space_cast", "subprog", "map"])
+            what = f", not {word[:40]!r}{hint}" if word else " at the end"
             c.fail(f"a register, a number, memory or an operation expected{what}")
 
     def only_r(self, c: Cursor, width: str, dst: int) -> int:
@@ -435,9 +479,10 @@ class _Parser:
             elif self.opcode == isa.ALU64 | Alu.MOV:
                 wide = False
             elif not wide and not -(1 << 31) <= low < 1 << 31:
-                c.fail(
-                    f"{low} needs the 64-bit load: write it in hexadecimal, {low & (1 << 64) - 1:#x}", column
-                )
+                how = f"write it in hexadecimal, {low & (1 << 64) - 1:#x}"
+                if digits in self.symbols:
+                    how = f"{digits} ll"
+                c.fail(f"{low} needs the 64-bit load: {how}", column)
             if wide:
                 self.wide(dst, low)
                 return
@@ -455,7 +500,7 @@ class _Parser:
         found = self.references.get(name)
         if found is None:
             if self.maps is not None:
-                c.fail(f"there is no map {name[:40]!r}{suggestion(name[:40], self.maps)}", column)
+                c.fail(f"there is no map {name[:40]!r}{c.suggest(name, self.maps)}", column)
             found = self.references[name] = MapReference(name)
         return found
 
@@ -704,6 +749,7 @@ class _Parser:
         if c.peek() == "+":
             c.fail(f"a call by slots is call pc+{c.tokens[-1][1]}, of a helper call {c.tokens[-1][1]}")
         if c.is_register():
+            self.called_registers.append((c.peek(), c.source, c.column()))
             self.callx(c)
             return
         column = c.column()
@@ -756,9 +802,7 @@ class _Parser:
                 c.fail(f"{name} is helper {helper}, not {number}", column)
             # A larger number is where the function is, in the dump of a program that has been loaded.
             self.emit(isa.OP_CALL, 0, CallKind.HELPER, 0, helper)
-        elif name in self.kfuncs:
-            self.emit(isa.OP_CALL, 0, CallKind.KFUNC, 0, self.kfuncs[name])
-        else:
+        elif not self._call_by_name(self.emit(isa.OP_CALL), name):
             hint = f" (helper {number} is bpf_{_HELPER_NAMES[number]})" if number in _HELPER_NAMES else ""
             c.fail(
                 f"{name[:40]} is no helper{hint}; a kernel function with a known BTF id is "

@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from itertools import islice
 from typing import Final, NoReturn
 
 from pybpfasm.errors import suggestion
@@ -13,7 +14,7 @@ from pybpfasm.text.errors import TextError
 # Every alternative is a run of one class of characters or a fixed text: matching is linear in the line.
 _TOKEN: Final = re.compile(
     r"""[ \t\r\f\v]+
-    |(?P<map>map\[[^\]\s]*\](?:\[0\])?(?:\+\d+)?)
+    |(?P<map>map\[[^\[\]\s]*\](?:\[0\])?(?:\+\d+)?)
     |(?P<number>0[xX][0-9a-fA-F]+|[0-9]+)(?![\w.$])
     |(?P<op>s>>=|s>=|s<=|s>|s<|s/=|s%=|<<=|>>=|==|!=|<=|>=|\+=|-=|\*=|/=|%=|\|=|&=|\^=|[-+*()\[\],=<>&:])
     |(?P<name>kernel-function|%?[A-Za-z_.$][\w.$]*)
@@ -84,29 +85,40 @@ def tokens(source: Source, start: int) -> list[Token]:
 
 def _names_a_function(before: list[Token], text: str, position: int) -> bool:
     """Whether ``#`` belongs to a call, ``call name#5`` or ``call pc+2#name``, and starts no comment."""
-    if len(before) < 2 or before[0][1] != "call":
+    if len(before) < 2:
         return False
     kind, last, column = before[-1]
     after = text[position + 1 : position + 2]
     if column + len(last) != position or not after:
         return False
-    if before[1][1] == "pc":
-        return after.isalnum() or after in "_.$"
-    if after == "-":
-        after = text[position + 2 : position + 3]
-    return kind == "name" and after.isdigit()
+    if before[-2][1] == "call":
+        if after == "-":
+            after = text[position + 2 : position + 3]
+        return kind == "name" and after.isdigit()
+    call = [word for _, word, _ in before[-4:-2]] == ["call", "pc"]
+    return call and kind == "number" and (after.isalnum() or after in "_.$")
 
 
 class Cursor:
     """The tokens of one statement, read from left to right."""
 
-    __slots__ = ("at", "source", "symbols", "tokens")
+    __slots__ = ("at", "hints", "source", "symbols", "tokens")
 
-    def __init__(self, source: Source, tokens: list[Token], at: int, symbols: Mapping[str, int]) -> None:
+    def __init__(
+        self, source: Source, tokens: list[Token], at: int, symbols: Mapping[str, int], *, hints: bool = True
+    ) -> None:
         self.source = source
         self.tokens = tokens
         self.at = at
         self.symbols = symbols
+        self.hints = hints
+
+    def suggest(self, name: str, known: Iterable[str]) -> str:
+        """``"; did you mean 'x'?"``, or nothing."""
+        # Comparing costs the product of the lengths: only what a person may have mistyped is worth it.
+        if not self.hints or len(name) > _DIGITS:
+            return ""
+        return suggestion(name, [k for k in islice(known, 2000) if len(k) <= _DIGITS])
 
     def column(self) -> int:
         """Where the next token is, or the end of the text."""
@@ -192,32 +204,33 @@ class Cursor:
         In hexadecimal and without a sign it is *bits* bits, of which the highest is the sign.
         """
         start = self.column()
-        negative = False
-        if self.peek() in ("-", "+"):
-            negative = self.peek() == "-"
+        sign = self.peek() if self.peek() in ("-", "+") else ""
+        if sign:
             self.at += 1
         kind, text = self.kind(), self.peek()
         if kind == "name" and text in self.symbols:
             value = self.symbols[text]
+            if not isinstance(value, int):
+                self.fail(f"the symbol {text} is {value!r}, which is no whole number")
         elif kind == "number":
             if len(text) > _DIGITS:
                 self.fail(f"a number of {len(text)} digits does not fit {bits} bits", start)
             value = int(text, 16 if text[:2] in ("0x", "0X") else 10)
         elif kind == "name":
             self.fail(
-                f"{what} expected, not {text!r}" + _suggest(text, self.symbols)
+                f"{what} expected, not {text!r}" + self.suggest(text, self.symbols)
                 if not self.is_register()
                 else f"{what} expected, not the register {text}"
             )
         else:
             self.fail(f"{what} expected" + (f", not {text!r}" if text else " at the end"))
         self.at += 1
-        if negative:
+        if sign == "-":
             value = -value
-        elif text[:2] in ("0x", "0X") and high < value < 1 << bits and low < 0:
+        elif not sign and text[:2] in ("0x", "0X") and high < value < 1 << bits and low < 0:
             value -= 1 << bits
         if not low <= value <= high:
-            self.fail(f"{'-' if negative else ''}{text} does not fit: {low} to {high}", start)
+            self.fail(f"{sign}{text} does not fit: {low} to {high}", start)
         return value
 
     def imm32(self) -> int:
@@ -238,10 +251,3 @@ class Cursor:
         if not -(1 << 15) <= value < 1 << 15:
             self.fail(f"offset {value} does not fit 16 bits: -32768 to 32767", start)
         return value
-
-
-def _suggest(name: str, known: Mapping[str, object]) -> str:
-    # Comparing costs the product of the lengths: only what a person may have mistyped is worth it.
-    if len(name) > _DIGITS or len(known) > 2000:
-        return ""
-    return suggestion(name, [k for k in known if len(k) <= _DIGITS])

@@ -89,6 +89,24 @@ def code(words: str) -> str:
         # The opcode of a listing tells which of the two loads a number is.
         ("12: (b7) r1 = 0x1", "b701000001000000"),
         ("12: (18) r1 = 1", "1801000001000000 0000000000000000"),
+        # A label before a call, and comments that look like the head of a function.
+        ("x: call bpf_ktime_get_ns#5", "8500000005000000"),
+        ("x: call unknown#9999", "850000000f270000"),
+        ("x: y: call kernel-function#77[2]", "852002004d000000"),
+        ("x: call pc+3#turn", "8510000003000000"),
+        ("exit ; done (really):", "9500000000000000"),
+        ("exit // done (really):", "9500000000000000"),
+        ("exit # done (really):", "9500000000000000"),
+        ("lock *(u64 *)(r1 +0) += r2 ; (x):", "db21000000000000"),
+        ("r1 = 1 ; r1 = one", "b701000001000000"),
+        ("r1 = 1 ; exit now", "b701000001000000"),
+        ("r1 = 1 # so ; r2 = 2", "b701000001000000"),
+        ("r1 = 1 # r2 = 2", "b701000001000000"),
+        ("r1 = 1 ; x:", "b701000001000000"),
+        ("r1 = 1 ;; r2 = 2", "b701000001000000"),
+        ("r1 = 1 ;", "b701000001000000"),
+        ("; exit", ""),
+        ("0: (b7) r1 = 1 ; r1 = 1", "b701000001000000"),
     ],
 )
 def test_statement(line: str, bytes_: str) -> None:
@@ -147,6 +165,21 @@ def test_maps_symbols_and_kernel_functions() -> None:
     assert (insns[1].src, insns[1].imm_high) == (Imm64.MAP_VALUE, 4)
     assert (insns[2].imm, insns[3].imm) == (77, -77)
     assert [(insn.src, insn.imm) for insn in insns[4:]] == [(CallKind.KFUNC, 1234)] * 2
+
+
+def test_symbols_that_do_not_fit() -> None:
+    for value, message in (
+        (1 << 40, "1099511627776 needs the 64-bit load: BIG ll"),
+        (1.5, "the symbol BIG is 1.5, which is no whole number"),
+    ):
+        with pytest.raises(TextError, match=message):
+            assemble("r1 = BIG", symbols={"BIG": value})  # type: ignore[dict-item]
+    assert assemble("r1 = BIG ll", symbols={"BIG": 1 << 40})[0].imm_high == 1 << 8
+
+
+def test_a_kernel_function_in_a_dump() -> None:
+    """The verifier's log and bpftool name it; the number behind is of the kernel that printed it."""
+    assert assemble("call bpf_iter_num_new#55555") == assemble("call bpf_iter_num_new")
 
 
 def test_every_helper_by_name() -> None:
@@ -266,6 +299,16 @@ def test_all_golden_statements_in_one_text() -> None:
         ),
         ("5: (b7) r1 = r2", 1, 9, "the line says opcode 0xb7, but this instruction has 0xbf"),
         ("%x: exit", 1, 1, "a label can't begin with '%'"),
+        ("int t(void):\nint t(void):", 2, 5, "label 't' is on line 1 already"),
+        ("x: call bpf_map_lookup_elem#2", 1, 9, "bpf_map_lookup_elem is helper 1, not 2"),
+        ("r0 = 0; exit", 1, 7, "';' begins a comment, and this one is a statement"),
+        ("goto x ; x: exit", 1, 8, "';' begins a comment, and this one is a statement"),
+        ("x: r0 = 0;call 5; exit", 1, 10, "';' begins a comment, and this one is a statement"),
+        ("goto +0xffffffffffffffff", 1, 6, "+0xffffffffffffffff does not fit: -32768 to 32767"),
+        ("call pc+0xffffffff", 1, 8, "+0xffffffff does not fit"),
+        ("lock add6432 [%r1+0], %r2", 1, 6, "there is no atomic operation 'add6432'"),
+        ("call r1\nr1: exit", 1, 6, "r1 is a register and a label"),
+        ("call exit\nexit", 1, 6, "there is no label, helper or kernel function 'exit'"),
     ],
 )
 def test_error(words: str, line: int, column: int, message: str) -> None:
@@ -445,6 +488,7 @@ HOSTILE = {
     "head of one word": "a" * N + "(" + "a" * N + "):",
     "signs": "r1 = " + "-" * N,
     "brackets": "r1 = map[" * (N // 9),
+    "maps without an end": "r1 = " + "map[" * 200_000,  # quadratic, this would meet the time-out
     "map name": "r1 = map[" + "a" * N + "]",
     "labels": "".join(f"l{i}: " for i in range(N // 7)) + "frob",
     "unknown label among many": "".join(f"l{i}:\n" for i in range(N // 7)) + "goto l",
