@@ -110,7 +110,8 @@ def _rows(table: str) -> list[list[str]]:
 def memory_for_timers(count: int = 160) -> Iterator[None]:
     """Let the kernel have places for timers.
 
-    Linux 6.18 takes what its caches hold and waits for nothing, so it may find none, and a flow does without.
+    From Linux 6.18 on a timer gets what a cache holds, or a new page of it, which `alloc_frozen_pages_nolock`
+    does not give on a kernel that prepares its memory only when it is used; then a flow does without.
     A pipe is of the size of a timer (kmalloc-cg-192): a page of the cache with one pipe that stays has the
     places of those that went.
     """
