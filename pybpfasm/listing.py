@@ -250,17 +250,18 @@ def listing(spec: ProgramSpec, *, lines: bool = True) -> str:
     out: list[str] = []
     shown: tuple[str, int] | None = None
     functions = {function.slot: function for function in spec.functions}
-    used = {function.name: 1 for function in spec.functions}
+    used: dict[str, int] = {}
+    heads = {function.slot: _unique(function.name, used) for function in spec.functions}
     labels: dict[int, str] = {}
     slot = 0
     index_in_function = 0
     for insn in spec.instructions:
         if slot in functions:
             function = functions[slot]
-            arguments = ", ".join(function.arguments)
+            arguments = [_word(argument) for argument in function.arguments]
             if function.context is not None:
-                arguments = ", ".join((f"struct {function.context.kernel_name} *ctx", *function.arguments))
-            out.append(f"{function.name}({arguments}):")
+                arguments.insert(0, f"struct {function.context.kernel_name} *ctx")
+            out.append(f"{heads[slot]}({', '.join(arguments)}):")
             labels = dict(function.labels)
             index_in_function = 0
             shown = None
@@ -277,9 +278,14 @@ def listing(spec: ProgramSpec, *, lines: bool = True) -> str:
     return "\n".join(out) + "\n"
 
 
+def _word(name: str) -> str:
+    """A name as the text can have it: the functions of an object, or of a file, may be called anything."""
+    return re.sub(r"[^\w.$]|^(?=\d)", "_", name, flags=re.ASCII)
+
+
 def _unique(hint: str, used: dict[str, int]) -> str:
-    """A label that is no other's: several blocks may carry the same hint."""
-    name = base = re.sub(r"\W|^(?=\d)", "_", hint, flags=re.ASCII) or "L"
+    """A label that is no other's: several blocks may carry the same hint, and several files a function."""
+    name = base = _word(hint) or "L"
     while name in used:
         used[base] = used.get(base, 1) + 1
         name = f"{base}_{used[base]}"

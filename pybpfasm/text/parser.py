@@ -106,7 +106,7 @@ def parse(
 ) -> Assembly:
     """As `assemble`, with the labels and the line of each instruction."""
     parser = _Parser(maps, symbols or {}, kfuncs or {})
-    for number, line in enumerate(_lines(text), 1):
+    for number, line in enumerate(_lines(text.removeprefix("\ufeff")), 1):  # some editors put that first
         parser.line(Source(line, number, filename))
     return parser.finish()
 

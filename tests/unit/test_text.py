@@ -14,11 +14,11 @@ from programs.packet import Interface
 from programs.settings import Ports, Settings
 from pybpfasm.instruction import decode, encode
 from pybpfasm.isa import CallKind, Imm64
-from pybpfasm.kernel.enums import Helper, MapType
+from pybpfasm.kernel.enums import Helper, MapType, ProgType
 from pybpfasm.layout import U32
 from pybpfasm.listing import lines, text
 from pybpfasm.maps import MapSpec
-from pybpfasm.program import ProgramSpec
+from pybpfasm.program import Function, ProgramSpec
 from pybpfasm.text import MapReference, TextError, assemble, parse
 from tests.data.isa.programs import PROGRAMS
 from tests.data.isa.regenerate import samples, statements
@@ -212,6 +212,36 @@ def test_a_listing_is_read_back(spec: ProgramSpec, with_lines: bool) -> None:
     ]
     for function in spec.functions:
         assert found.labels[function.name] == function.slot
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("main", "main_2"),
+        ("a-b.o", "a_b.o"),
+        ("größe", "gr__e"),
+        ("", "L"),
+        ("9x", "_9x"),
+        ("r1", "r1"),
+        ("x():y # z", "x___y___z"),
+    ],
+)
+def test_a_listing_of_functions_with_any_names(name: str, shown: str) -> None:
+    insns = tuple(assemble("call pc+1\nexit\nr0 = 0\nexit"))
+    functions = (
+        Function("main", 0, (), None, {}),
+        Function(name, 2, ("a", "b;c"), None, {0: "main", 1: name}),
+    )
+    spec = ProgramSpec("main", ProgType.SCHED_CLS, None, "GPL", insns, functions, "little")
+    found = parse(spec.listing())
+    assert encode(found.instructions) == spec.code()
+    assert (found.labels["main"], found.labels[shown]) == (0, 2)
+
+
+def test_a_byte_order_mark_is_no_text() -> None:
+    assert assemble("\ufeffexit") == assemble("exit")
+    with pytest.raises(TextError, match="means nothing here"):
+        assemble("exit\n\ufeffexit")
 
 
 def test_lines_of_instructions() -> None:
