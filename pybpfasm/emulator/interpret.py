@@ -7,7 +7,7 @@ It is what tracing, stepping and coverage use, and what `pybpfasm.emulator.trans
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NoReturn, Protocol
 
 from pybpfasm import isa
 from pybpfasm.emulator.alu import U32, U64, atomic, compute, holds, signed, swap
@@ -159,7 +159,7 @@ class _Frame:
                 self.r[insn.dst] = value & ((1 << width) - 1) if same else swap(value, width)
             return
         if op == Alu.MOV and insn.opcode & isa.X and insn.offset == 1:
-            raise Violation("the emulator has no address spaces")
+            no_spaces()
         dst = 0 if op == Alu.MOV else self.get(insn.dst)
         src = self.get(insn.src) if insn.opcode & isa.X else insn.imm
         self.r[insn.dst] = compute(op, dst, src, insn.offset, bits)
@@ -255,6 +255,11 @@ class _Frame:
             return True
         self.r[0] = value
         return False
+
+
+def no_spaces() -> NoReturn:
+    """Refuse a cast between address spaces."""
+    raise Violation("the emulator has no address spaces")
 
 
 def call_register(run: Run, number: int, *registers: int | None) -> int:

@@ -270,12 +270,11 @@ class Run:
 
     def no_region(self, address: int, size: int, what: str) -> Violation:
         """The error of an access through what is no pointer."""
+        access = f"{'an' if what[0] == 'a' else 'a'} {what} of {_bytes(size)}"
         if -65536 < address < 65536:
             hint = ": is it a NULL pointer?" if -4096 < address < 4096 else ""
-            return Violation(f"a {what} of {_bytes(size)} through the scalar {address}{hint}")
-        return Violation(
-            f"a {what} of {_bytes(size)} through the scalar {address & U64:#x}, which is no pointer"
-        )
+            return Violation(f"{access} through the scalar {address}{hint}")
+        return Violation(f"{access} through the scalar {address & U64:#x}, which is no pointer")
 
     def fault(self, reason: str, slot: int, registers: tuple[int | None, ...]) -> EmulatorFault:
         """The error that people see."""
@@ -310,8 +309,9 @@ class Run:
             if found is not last:
                 return error
             insn = self.program.at(slot)
-            base = registers[insn.src if insn.opcode & 7 == 1 or insn.imm == 0x100 else insn.dst]
-            what = "read" if insn.opcode & 7 == 1 else "write"
+            load = insn.opcode & 7 == 1
+            base = registers[insn.src if load else insn.dst]
+            what = "read" if load else "write"
             size = {0: 4, 0x08: 2, 0x10: 1, 0x18: 8}[insn.opcode & 0x18]
             return self.fault(str(self.no_region((base or 0) + insn.offset, size, what)), slot, registers)
         return self.fault(str(error), slot, registers)

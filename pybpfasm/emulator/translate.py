@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 from pybpfasm import isa
 from pybpfasm.emulator.alu import U64, sdiv, smod, swap
 from pybpfasm.emulator.faults import Violation
-from pybpfasm.emulator.interpret import TAIL_CALL, call_register, locked
+from pybpfasm.emulator.interpret import TAIL_CALL, call_register, locked, no_spaces
 from pybpfasm.emulator.memory import ONES, STACK_SIZE, STRUCTS
 from pybpfasm.emulator.run import MAX_LOOPS
 from pybpfasm.isa import Alu, Atomic, CallKind, Jump
@@ -72,6 +72,7 @@ def functions(program: Program) -> tuple[dict[int, Callable[..., int]], dict[Cod
         "unset": _unset,
         "past_end": _past_end,
         "locked": locked,
+        "no_spaces": no_spaces,
         "call_register": call_register,
         "tail_target": emulator.tail_target,
         "legacy_load": emulator.legacy_load,
@@ -409,8 +410,10 @@ class _Function:
         if block in self.backward:
             self._emit(indent, "if run.left < 0: run.exhausted()", first)
         known = self.set[block]
-        self.written: set[int] = set()  # bytes of the frame that this block has written or checked
-        for slot in slots:
+        # Bytes of the frame that this block has written or checked since the last call, which may have made
+        # something of them that is no memory.
+        self.written: set[int] = set()
+        for self.left, slot in zip(range(len(slots) - 1, -1, -1), slots, strict=True):
             one = self.code[slot]
             for register in dict.fromkeys(_reads(one, self.models)):
                 if not known >> register & 1:
@@ -504,6 +507,7 @@ class _Function:
         elif insn.opcode == isa.OP_CALL:
             self._call(insn, slot, indent)
         elif insn.opcode == isa.OP_CALLX:
+            self.written.clear()
             self._emit(indent, f"r0 = call_register(run, r{insn.dst}, r1, r2, r3, r4, r5)", slot)
             self._emit(indent, "r1 = r2 = r3 = r4 = r5 = None", slot)
         else:
@@ -512,7 +516,7 @@ class _Function:
             if insn.opcode & 0xE0 == isa.IND:
                 offset = f"((r{insn.src} + {insn.imm} & {_W}) ^ {_S32}) - {_S32}"
             self._emit(indent, f"r0 = legacy_load(run, r6, {offset}, {size})", slot)
-            self._emit(indent, "if r0 is None: return 0", slot)
+            self._emit(indent, f"if r0 is None: run.left += {self.left}; return 0", slot)
             self._emit(indent, "r1 = r2 = r3 = r4 = r5 = None", slot)
 
     @staticmethod
@@ -542,7 +546,7 @@ class _Function:
             if not register:
                 return f"{d} = {constant}"
             if insn.offset == 1:
-                return "locked(run, 0, 0)"
+                return "no_spaces()"
             if insn.offset:
                 sign = 1 << (insn.offset - 1)
                 low = f"({source} & {(1 << insn.offset) - 1})"
@@ -595,7 +599,7 @@ class _Function:
             return
         self._emit(indent, f"v = m.ld{size}(at)", slot)
         if op == Atomic.CMPXCHG:
-            self._emit(indent, f"if v == r0 & {mask}: m.st{size}(at, {s})", slot)
+            self._emit(indent, f"m.st{size}(at, {s} if v == r0 & {mask} else v)", slot)
             self._emit(indent, "r0 = v", slot)
             return
         sign = {Atomic.ADD: "v +", Atomic.OR: "v |", Atomic.AND: "v &", Atomic.XOR: "v ^"}
@@ -605,11 +609,12 @@ class _Function:
             self._emit(indent, f"{s} = v", slot)
 
     def _call(self, insn: Instruction, slot: int, indent: int) -> None:
+        self.written.clear()
         if insn.src == CallKind.LOCAL:
             self._emit(indent, f"r0 = run.enter({slot + 1 + insn.imm}, r1, r2, r3, r4, r5)", slot)
         elif insn.src == CallKind.HELPER and insn.imm == TAIL_CALL:
             self._emit(indent, "t = tail_target(run, r1, r2, r3)", slot)
-            self._emit(indent, "if t is not None: return run.tail_call(t)", slot)
+            self._emit(indent, f"if t is not None: run.left += {self.left}; return run.tail_call(t)", slot)
             self._emit(indent, "r0 = 0", slot)
         else:
             arity = self.models[insn.src, insn.imm].arity

@@ -5,12 +5,17 @@ from __future__ import annotations
 
 import pytest
 
+from pybpfasm import isa
 from pybpfasm.asm import Asm
 from pybpfasm.emulator import Emulator, EmulatorFault, Skb, run_instructions, translate
 from pybpfasm.emulator.conformance import bare
 from pybpfasm.emulator.interpret import function
 from pybpfasm.instruction import Instruction
+from pybpfasm.isa import Imm64
 from pybpfasm.kernel.context import SkBuff
+from pybpfasm.kernel.enums import BPF_F_RDONLY_PROG, MapType
+from pybpfasm.layout import U32, U64
+from pybpfasm.maps import MapSpec
 from pybpfasm.program import sched_cls
 from pybpfasm.text import assemble
 from tests.unit.emulator.random_programs import all_rows, contents, generate, prepare
@@ -133,6 +138,61 @@ def test_instructions_are_counted_alike() -> None:
         for engine in ("interpret", "translate")
     }
     assert counts == {"interpret": 32, "translate": 32}
+
+
+CONSTANTS = MapSpec(
+    ".rodata", MapType.ARRAY, U32(), U64(), 1, flags=BPF_F_RDONLY_PROG, contents=(5).to_bytes(8, "little")
+)
+PROGRAMS = MapSpec("programs", MapType.PROG_ARRAY, U32(), U32(), 1, initial=((0, "next"),))
+
+
+def _loaded(register: int, kind: Imm64, which: MapSpec) -> Instruction:
+    return Instruction(isa.LD_IMM64, register, kind, reference=which)
+
+
+def test_instructions_are_counted_alike_where_a_block_is_left() -> None:
+    """A tail call and a load outside the packet go on elsewhere than with the instruction behind them."""
+    ending = assemble("r0 = 1\nr0 += 1\nexit")
+    left = {
+        "tail call": (
+            [*assemble("r3 = 0"), _loaded(2, Imm64.MAP_FD, PROGRAMS), *assemble("call bpf_tail_call")],
+            5,
+        ),
+        "load": ([*assemble("r6 = r1"), Instruction(isa.LD | isa.ABS, imm=1000)], 2),
+    }
+    for code, count in left.values():
+        spec = bare([*code, *ending])
+        for engine in ("interpret", "translate"):
+            emulator = Emulator(engine=engine)
+            program = emulator.load(spec)
+            emulator.load(bare(assemble("r0 = 7\nexit"), "next"))
+            assert program.run(Skb(bytes(64))).instructions == count, engine
+
+
+@pytest.mark.parametrize("engine", ["interpret", "translate"])
+@pytest.mark.parametrize(
+    ("code", "reason"),
+    [
+        (
+            [
+                _loaded(1, Imm64.MAP_VALUE, CONSTANTS),
+                *assemble("r0 = 4\nr2 = 7"),
+                Instruction(0xDB, 1, 2, imm=0xF1),
+            ],
+            "read-only",
+        ),
+        (assemble("r0 = 8\nr2 = 3\n*(u32 *)(r2 +4) = 256"), "a write of 4 bytes through the scalar 7"),
+        ([Instruction(0xBF, 2, 1, 1, 1 << 16)], "the emulator has no address spaces"),
+        (
+            assemble("r1 = 0\nr2 = 0\nlock *(u64 *)(r1 +0) += r2"),
+            "an atomic access of 8 bytes through the scalar 0",
+        ),
+    ],
+    ids=["compare and exchange", "store", "cast", "atomic"],
+)
+def test_the_engines_refuse_alike(code: list[Instruction], reason: str, engine: str) -> None:
+    with pytest.raises(EmulatorFault, match=reason):
+        Emulator(engine=engine).load(bare([*code, *assemble("r0 = 0\nexit")])).run(Skb(bytes(64)))
 
 
 def test_loops_are_translated_at_once_and_others_when_they_are_warm() -> None:

@@ -114,6 +114,14 @@ FAULTS: dict[str, tuple[Sequence[str | MapSpec], str]] = {
     "none there": ((WRITE, "exit"), "no dynptr at fp-16"),
     "overwritten": ((*MAKE, "*(u64 *)(r10 -8) = 1", WRITE, "exit"), "no dynptr at fp-16"),
     "read as memory": ((*MAKE, "r0 = *(u64 *)(r10 -16)\nexit"), "never written"),
+    "read as the memory that it was": (
+        ("*(u64 *)(r10 -16) = 0", *MAKE, "r0 = *(u64 *)(r10 -16)\nexit"),
+        "never written",
+    ),
+    "overwritten once more": (
+        ("*(u64 *)(r10 -8) = 1", *MAKE, "*(u64 *)(r10 -8) = 1", WRITE, "exit"),
+        "no dynptr at fp-16",
+    ),
     "of the stack": (
         (
             "*(u64 *)(r10 -32) = 0\nr1 = r10\nr1 += -32\nr2 = 8\nr3 = 0\nr4 = r10\nr4 += -16\n"
