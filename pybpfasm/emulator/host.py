@@ -41,7 +41,7 @@ from pybpfasm.net import (
 
 __all__ = ["Host", "Interface", "Refused", "Segment", "TcpSocket", "link"]
 
-_PASSES: Final = (TcxAction.NEXT, TcxAction.PASS)
+_ENDS: Final = (TcxAction.DROP, TcxAction.REDIRECT)
 ENOPROTOOPT: Final = 92
 PAGE_SIZE: Final = 4096
 
@@ -399,19 +399,15 @@ class Host:
         context = SockOptContext(socket, buffer, level=level, optname=name, optlen=before, retval=own)
         result = self.getsockopt_program.run(context)
         optlen, retval = int(context["optlen"]), int(context["retval"])
-        if result.value == 0:
-            raise Refused("getsockopt", errnos.EPERM)
-        if optlen < 0 or optlen > length:
-            if length > PAGE_SIZE and 0 <= optlen <= length:
-                raise Refused("getsockopt", -own)
-            raise Refused("getsockopt", errnos.EFAULT)
-        if retval not in (0, own):
-            raise Refused("getsockopt", errnos.EFAULT)
-        if retval:
+        if result.value == 0 and retval >= 0:
+            retval = -errnos.EPERM
+        if retval >= 0 and not 0 <= optlen <= room:
+            # What programs do not see all of, they can't answer: it stays as the kernel left it.
+            retval = own if before > PAGE_SIZE and optlen >= 0 else -errnos.EFAULT
+            optlen = 0
+        if retval < 0:
             raise Refused("getsockopt", -retval)
-        if optlen == 0 or (length > PAGE_SIZE and optlen > PAGE_SIZE):
-            return value[:length]  # the caller's buffer stays as the kernel left it
-        return bytes(context.optval[:optlen])
+        return bytes(context.optval[:optlen]) if optlen else value[:length]
 
     # Packets.
     def _transmit(self, socket: TcpSocket, flags: int, payload: bytes = b"") -> None:
@@ -434,11 +430,12 @@ class Host:
     def _out(self, segment: Segment, name: str, mark: int) -> None:
         interface = self.interfaces[name]
         packet = segment.packet(partial=interface.offload, link_header=interface.link_header)
-        sent = self._filter(
+        filtered = self._filter(
             interface, interface.egress, packet, mark, "partial" if interface.offload else "none"
         )
-        if sent is None:
+        if filtered is None:
             return
+        sent, mark = filtered
         if interface.peer is None:
             raise EmulatorError(f"interface {name} is connected to nothing")
         other, far = interface.peer
@@ -459,25 +456,25 @@ class Host:
 
     def _filter(
         self, interface: Interface, programs: list[Program], packet: bytes, mark: int, mode: str
-    ) -> bytes | None:
+    ) -> tuple[bytes, int] | None:
+        """The packet and its mark behind the programs, or ``None`` where it goes no further here."""
+        skb = Skb(
+            packet,
+            linear=None if interface.linear is None else min(interface.linear, len(packet)),
+            checksum="partial" if mode == "partial" else "unnecessary" if mode == "received" else "none",
+            link_header=interface.link_header,
+            ifindex=interface.ifindex,
+            ingress_ifindex=interface.ifindex,
+            mark=mark,
+        )
         for program in programs:
-            skb = Skb(
-                packet,
-                linear=None if interface.linear is None else min(interface.linear, len(packet)),
-                checksum="partial" if mode == "partial" else "unnecessary" if mode == "received" else "none",
-                link_header=interface.link_header,
-                ifindex=interface.ifindex,
-                ingress_ifindex=interface.ifindex,
-                mark=mark,
-            )
-            result = program.run(skb)
-            if result.action not in _PASSES:
+            action = program.run(skb).action
+            if action in _ENDS:
                 self.dropped += 1
                 return None
-            packet = result.packet
-            if result.action == TcxAction.PASS:
-                break
-        return packet
+            if action != TcxAction.NEXT:
+                break  # tcx_action_code: any other verdict lets the packet pass
+        return skb.packet, int(skb["mark"])
 
     def receive(self, packet: bytes, name: str, *, mark: int = 0, partial: bool = False) -> None:
         """A packet comes in on an interface."""
@@ -489,14 +486,14 @@ class Host:
         taken = self._filter(interface, interface.ingress, packet, mark, mode)
         if taken is None:
             return
-        found = Segment.parse(taken, link_header=interface.link_header)
+        found = Segment.parse(taken[0], link_header=interface.link_header)
         if found is None:
             return
         segment, right = found
         if not partial and not right:
             self.bad_checksums += 1
             return
-        self._note("in", name, taken, interface)
+        self._note("in", name, taken[0], interface)
         if self.is_local(segment.dst):
             self._deliver(segment, name)
 

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import itertools
 import socket
 from collections.abc import Iterator
@@ -13,12 +15,14 @@ import pytest
 
 from loader.cgroup import Cgroup
 from loader.objects import Link, Map, Program, attach_to_sockmap
+from loader.sys import libc
 from pybpfasm import isa
 from pybpfasm.emulator import Emulator, SkMsg, Socket, SockOpsContext
+from pybpfasm.emulator.host import Host, Refused
 from pybpfasm.instruction import Instruction
 from pybpfasm.isa import Imm64
 from pybpfasm.kernel import defines
-from pybpfasm.kernel.context import SkMsgMd, SockOps
+from pybpfasm.kernel.context import SkBuff, SkMsgMd, SockOps, SockOpt
 from pybpfasm.kernel.enums import AttachType, MapType, ProgType, SockOp
 from pybpfasm.layout import U32, U64
 from pybpfasm.maps import MapSpec
@@ -144,6 +148,108 @@ def test_options(family: int, size: int, netns: object, cgroup: Cgroup) -> None:
     for number, what in enumerate(itertools.product(OPTIONS, _NUMBERS, ("set", "get"))):
         words = slice(number * 16, number * 16 + 16)
         assert found[words].hex() == expected[words].hex(), what
+
+
+# --- Answers of getsockopt(2). ---
+
+
+def _answering(optlen: int | None, retval: int | None, r0: int) -> ProgramSpec:
+    """A program that changes the first byte, then what it is told to."""
+    lines = [
+        f"r2 = *(u64 *)(r1 +{SockOpt.offsetof('optval')})",
+        f"r3 = *(u64 *)(r1 +{SockOpt.offsetof('optval_end')})",
+        "r4 = r2",
+        "r4 += 1",
+        "if r4 > r3 goto pc+1",
+        "*(u8 *)(r2 +0) = 65",
+    ]
+    for name, value in (("optlen", optlen), ("retval", retval)):
+        if value is not None:
+            lines += [f"r2 = {value}", f"*(u32 *)(r1 +{SockOpt.offsetof(name)}) = r2"]
+    code = assemble("\n".join([*lines, f"r0 = {r0}", "exit"]))
+    kind, attach = ProgType.CGROUP_SOCKOPT, AttachType.CGROUP_GETSOCKOPT
+    return ProgramSpec("answering", kind, attach, "GPL", tuple(code), (), "little")
+
+
+def _answer(level: int, name: int, length: int) -> bytes | int:
+    """What getsockopt(2) answers, or its errno."""
+    with socket.socket() as sock:
+        buffer = ctypes.create_string_buffer(length)
+        size = ctypes.c_int(length)
+        ctypes.set_errno(0)
+        result = libc().getsockopt(sock.fileno(), level, name, buffer, ctypes.byref(size))
+        assert result in (0, -1)
+        return ctypes.get_errno() if result else buffer.raw[: size.value]
+
+
+@pytest.mark.parametrize("length", [4, 16, 4096, 4097, 8192])
+@pytest.mark.parametrize("known", [True, False])
+def test_answers(known: bool, length: int, cgroup: Cgroup) -> None:
+    """Of an option that the kernel knows, and of one that it doesn't."""
+    level, name = defines.SOL_SOCKET, socket.SO_TYPE if known else 9999
+    own, value = (0, socket.SOCK_STREAM.to_bytes(4, "little")) if known else (-errno.ENOPROTOOPT, b"")
+    cgroup.add()
+    answers = set()
+    for optlen in (None, 2, 4, 5, 4096, 4097, 8192, 9000, -1):
+        for retval in (None, 0, -errno.EBUSY, -errno.ENOPROTOOPT):
+            for r0 in (0, 1):
+                spec = _answering(optlen, retval, r0)
+                with (
+                    Program.load(spec) as program,
+                    Link.cgroup(program, cgroup.fd, AttachType.CGROUP_GETSOCKOPT),
+                ):
+                    expected = _answer(level, name, length)
+                emulator = Emulator()
+                host = Host(emulator)
+                host.getsockopt_program = emulator.load(spec)
+                found: bytes | int
+                try:
+                    found = host.getsockopt(Socket(), level, name, length, own=own, value=value)
+                except Refused as error:
+                    found = error.errno
+                assert found == expected, (optlen, retval, r0)
+                answers.add(expected if isinstance(expected, int) else 0)
+    assert answers == {0, errno.EPERM, errno.EBUSY, errno.EFAULT, errno.ENOPROTOOPT}
+
+
+# --- Verdicts at an interface. ---
+
+
+@pytest.mark.parametrize("verdict", [-1, 0, 1, 2, 3, 4, 6, 7, 8, 100])
+def test_verdicts(verdict: int, netns: object) -> None:
+    """Whether a packet passes, and whether the next program sees it, with the mark of the first."""
+    at = SkBuff.offsetof("mark")
+    first = spec_of(
+        f"r2 = value out\nr3 = 7\n*(u32 *)(r1 +{at}) = r3\nr0 = {verdict}\nexit", ProgType.SCHED_CLS
+    )
+    second = spec_of(
+        f"r2 = value out\nr3 = *(u32 *)(r1 +{at})\n*(u32 *)(r2 +0) = r3\nr0 = -1\nexit", ProgType.SCHED_CLS
+    )
+    with ExitStack() as stack:
+        maps = {"out": stack.enter_context(Map.create(OUT))}
+        receiver, sender = (stack.enter_context(socket.socket(type=socket.SOCK_DGRAM)) for _ in range(2))
+        receiver.bind(("127.0.0.1", 0))
+        receiver.settimeout(0.2 if verdict in (2, 7) else 10)
+        for one in (first, second):
+            program = stack.enter_context(Program.load(one, maps))
+            stack.enter_context(Link.tcx(program, socket.if_nametoindex("lo"), AttachType.TCX_INGRESS))
+        sender.sendto(b"x", receiver.getsockname())
+        try:
+            passed = receiver.recv(1) == b"x"
+        except TimeoutError:
+            passed = False
+        expected = passed, bytes(maps["out"][0])[:4]
+    emulator = Emulator()
+    host = Host(emulator)
+    host.interfaces["lo"].ingress = [emulator.load(first), emulator.load(second)]
+    host.listen(80)
+    try:
+        host.connect("127.0.0.1", 80)
+        passed = True
+    except Refused:
+        passed = False
+    assert (passed, emulator.map("out")[0][:4]) == expected
+    assert expected == (verdict not in (2, 7), bytes([7 if verdict == -1 else 0, 0, 0, 0]))
 
 
 # --- Messages. ---
