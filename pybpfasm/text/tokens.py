@@ -215,6 +215,8 @@ class Cursor:
         elif kind == "number":
             if len(text) > _DIGITS:
                 self.fail(f"a number of {len(text)} digits does not fit {bits} bits", start)
+            if text[0] == "0" and text.strip("0").isdigit():
+                self.fail(f"{text} is octal in C and decimal elsewhere: write {text.lstrip('0')}", start)
             value = int(text, 16 if text[:2] in ("0x", "0X") else 10)
         elif kind == "name":
             self.fail(

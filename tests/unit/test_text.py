@@ -36,6 +36,7 @@ def code(words: str) -> str:
     ("line", "bytes_"),
     [
         ("r1 = 5", "b701000005000000"),
+        ("r1 = 00", "b701000000000000"),
         ("r1 = -5", "b7010000fbffffff"),
         ("r1 = 0x5", "1801000005000000 0000000000000000"),
         ("r1 = 5 ll", "1801000005000000 0000000000000000"),
@@ -338,6 +339,8 @@ def test_all_golden_statements_in_one_text() -> None:
         ("call pc+0xffffffff", 1, 8, "+0xffffffff does not fit"),
         ("lock add6432 [%r1+0], %r2", 1, 6, "there is no atomic operation 'add6432'"),
         ("call r1\nr1: exit", 1, 6, "r1 is a register and a label"),
+        ("r1 = 010", 1, 6, "010 is octal in C and decimal elsewhere: write 10"),
+        ("r1 = *(u32 *)(r10 -08)", 1, 20, "08 is octal in C and decimal elsewhere: write 8"),
         ("call exit\nexit", 1, 6, "there is no label, helper or kernel function 'exit'"),
     ],
 )
