@@ -245,7 +245,7 @@ class Coverage:
     def write(self, path: str | os.PathLike[str] = ".bpf-coverage", *, branches: bool = False) -> None:
         """Write a data file of coverage.py, for ``coverage report``, ``coverage html`` and editors.
 
-        With *branches*, the file has branches, and ``path`` with ``.json`` behind it what
+        With *branches*, the file has branches, and ``path`` with ``-possible.json`` behind it what
         `pybpfasm.testing.report` needs to show them. Keep the file apart from that of your Python code, where
         building a program counts as running its lines. Source that is in no file is left out. Raises
         `CoverageError`, and changes nothing, where there is a file already that is no such data.
@@ -261,7 +261,7 @@ class Coverage:
             raise CoverageError(f"the coverage can't be written to {target}: {error}") from None
 
     def _write(self, target: Path, branches: bool) -> None:
-        possible: dict[str, dict[str, list[Any]]] = {}
+        can_run: dict[str, dict[str, list[Any]]] = {}
         ways = self.branches() if branches else {}
         base = sqlite3.connect(target)
         try:
@@ -280,11 +280,11 @@ class Coverage:
                     arcs = {(-1, line) for line in one.run} | {way for way, taken in of_file.items() if taken}
                     base.executemany("INSERT INTO arc VALUES (?, 1, ?, ?)", [(number, *arc) for arc in arcs])
                     base.execute("INSERT INTO tracer VALUES (?, ?)", (number, _PLUGIN))
-                    possible[one.path] = {"lines": sorted(one.lines), "arcs": sorted(map(list, of_file))}
+                    can_run[one.path] = {"lines": sorted(one.lines), "arcs": sorted(map(list, of_file))}
         finally:
             base.close()
         if branches:
-            Path(f"{target}.json").write_text(json.dumps(possible), encoding="utf-8")
+            _beside(target).write_text(json.dumps(can_run), encoding="utf-8")
 
 
 _PLUGIN = "pybpfasm.testing.report.BpfPlugin"
@@ -334,12 +334,17 @@ def refusal(path: Path, *, branches: bool = False) -> str | None:
     try:
         if path.exists() and not _is_data(path):
             return f"{path} is there and is no data file of coverage.py: it is not overwritten"
-        beside = Path(f"{path}.json")
-        if branches and beside.exists() and not _is_possible(beside):
+        beside = _beside(path)
+        if branches and beside.exists() and possible(beside) is None:
             return f"{beside} is there and is none that was written beside coverage: it is not overwritten"
     except OSError as error:
         return f"the coverage can't be written to {path}: {error}"
     return None
+
+
+def _beside(path: Path) -> Path:
+    # Not behind a dot: coverage.py takes FILE.* for more data, to be combined with that of FILE.
+    return Path(f"{path}-possible.json")
 
 
 def _is_data(path: Path) -> bool:
@@ -356,11 +361,15 @@ def _is_data(path: Path) -> bool:
     return True
 
 
-def _is_possible(path: Path) -> bool:
+def possible(path: Path) -> dict[str, Any] | None:
+    """What `Coverage.write` left beside its data file: by source file, ``lines`` and ``arcs``. ``None`` where
+    *path* can't be read or is something else."""
     try:
         found = json.loads(path.read_bytes())
-    except (ValueError, RecursionError):
-        return False
-    return isinstance(found, dict) and all(
+    except (OSError, ValueError, RecursionError):
+        return None
+    if isinstance(found, dict) and all(
         isinstance(one, dict) and one.keys() == {"lines", "arcs"} for one in found.values()
-    )
+    ):
+        return found
+    return None

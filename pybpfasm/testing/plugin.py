@@ -187,4 +187,7 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
         return
     for line in coverage.report().splitlines():
         terminalreporter.line(line)
-    terminalreporter.line(config.stash.get(_PROBLEM, f"written to {_name(config)}"))
+    done = f"written to {_name(config)}"
+    if _branches(config):
+        done += ", which coverage.py shows with `plugins = pybpfasm.testing.report`"
+    terminalreporter.line(config.stash.get(_PROBLEM, done))

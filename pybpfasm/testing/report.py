@@ -2,26 +2,30 @@
 """A plugin of coverage.py that shows lines and branches of BPF programs as such.
 
 To Python, ``b.If(…).goto(…)`` is one statement without branches. `Coverage.write` with ``branches=True``
-therefore leaves beside its data file what could have run, FILE.json, and this plugin tells it to coverage.py:
+therefore leaves beside its data file what could have run, FILE-possible.json, and this plugin tells it to
+coverage.py:
 
     [run]
     plugins = pybpfasm.testing.report
 
     [pybpfasm.testing.report]
-    possible = .bpf-coverage.json
+    possible = .bpf-coverage-possible.json
 
 Only this module imports coverage.py.
 """
 
 from __future__ import annotations
 
-import json
 import os
+import tokenize
 from collections import Counter
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
-from coverage import CoveragePlugin, FileReporter
+from coverage import CoverageException, CoveragePlugin, FileReporter
+
+from pybpfasm.testing.coverage import possible
 
 __all__ = ["BpfPlugin", "BpfReporter", "coverage_init"]
 
@@ -33,6 +37,16 @@ class BpfReporter(FileReporter):
         super().__init__(filename)
         self._lines = set(lines)
         self._arcs = {(start, end) for start, end in arcs}
+
+    def source(self) -> str:
+        """The text of the file; of Python in the encoding that it declares, of anything else in UTF-8."""
+        try:
+            with tokenize.open(self.filename) as file:
+                return file.read()
+        except (SyntaxError, ValueError):
+            return Path(self.filename).read_text(encoding="utf-8", errors="replace")
+        except OSError as error:
+            raise CoverageException(f"{self.filename} can't be read: {error.strerror}") from None
 
     def lines(self) -> set[int]:
         """The lines that wrote instructions."""
@@ -55,14 +69,21 @@ class BpfPlugin(CoveragePlugin):
         self._files: dict[str, Any] | None = None
 
     def file_reporter(self, filename: str) -> FileReporter:
-        """What could have run of a file; raises `OSError` where FILE.json is missing."""
+        """What could have run of a file.
+
+        Raises ``CoverageException``, which coverage.py prints, where FILE-possible.json can't be read.
+        """
         if self._files is None:
-            with open(self._path, encoding="utf-8") as file:
-                self._files = json.load(file)
+            self._files = possible(Path(self._path))
+        if self._files is None:
+            raise CoverageException(
+                f"{self._path} is not there, or is not what --bpf-coverage-branch leaves behind: set "
+                "`possible` below [pybpfasm.testing.report] to the path of FILE-possible.json"
+            )
         found = self._files.get(os.path.abspath(filename), {"lines": [], "arcs": []})
         return BpfReporter(filename, found["lines"], found["arcs"])
 
 
 def coverage_init(reg: Any, options: dict[str, Any]) -> None:
     """What coverage.py calls."""
-    reg.add_file_tracer(BpfPlugin(str(options.get("possible", ".bpf-coverage.json"))))
+    reg.add_file_tracer(BpfPlugin(str(options.get("possible", ".bpf-coverage-possible.json"))))

@@ -208,7 +208,9 @@ def test_coverage_py_shows_lines_and_branches(suite: Path) -> None:
     run(suite, "--bpf-coverage-branch")
     options = ("--data-file=.bpf-coverage", "--rcfile=bpf.coveragerc")
     # Seven lines of the program, two of them with two ways each, of which one only jumps.
-    name, *numbers = row(coverage_py("report", "-m", *options))
+    shown = coverage_py("report", "-m", *options)
+    assert shown.startswith("Name"), shown  # without a warning
+    name, *numbers = row(shown)
     assert (name, numbers[:3]) == ("small.py", ["7", "1", "4"])
     assert numbers[3].split() == ["1", "82%", "11"]
     coverage_py("json", "-o", "report.json", *options)
@@ -217,6 +219,16 @@ def test_coverage_py_shows_lines_and_branches(suite: Path) -> None:
     assert found["missing_branches"] == [[10, 11]]
     assert "No data to combine" in coverage_py("combine")
     assert "small.py" in coverage_py("report", *options)
+    (suite / "small.py").write_bytes(_BRANCHES.replace("DROP)", "DROP)  # \xe9").encode("latin-1"))
+    assert "Wrote HTML" in coverage_py("html", *options)  # another encoding, as after an edit
+    beside = suite / ".bpf-coverage-possible.json"
+    for wrong in ("{", "[]", '{"small.py": 1}'):
+        beside.write_text(wrong)
+        assert coverage_py("report", *options).startswith(
+            ".bpf-coverage-possible.json is not there, or is not"
+        )
+    beside.unlink()
+    assert coverage_py("report", *options).startswith(".bpf-coverage-possible.json is not there, or is not")
 
 
 @pytest.mark.parametrize(
@@ -238,12 +250,12 @@ def test_coverage_goes_to_no_file_that_is_something_else(suite: Path, argument: 
 def test_coverage_replaces_nothing_but_older_coverage(tmp_path: Path) -> None:
     coverage = Coverage()
     coverage.watch(Emulator().load(sample.build())).run(Skb(bytes(64)))
-    (tmp_path / "data.json").write_text('{"mine": 1}')
+    (tmp_path / "data-possible.json").write_text('{"mine": 1}')
     (tmp_path / "notes").write_text("mine too")
     sqlite3.connect(tmp_path / "base").executescript("CREATE TABLE mine (x)").close()
     before = {one.name: one.read_bytes() for one in tmp_path.iterdir()}
     for name, problem in (
-        ("data", "data.json is there"),
+        ("data", "data-possible.json is there"),
         ("notes", "notes is there and is no data file of coverage.py"),
         ("base", "base is there"),
         (".", "is a directory"),
@@ -252,7 +264,7 @@ def test_coverage_replaces_nothing_but_older_coverage(tmp_path: Path) -> None:
         with pytest.raises(CoverageError, match=problem):
             coverage.write(tmp_path / name, branches=True)
     assert {one.name: one.read_bytes() for one in tmp_path.iterdir()} == before
-    (tmp_path / "data.json").unlink()
+    (tmp_path / "data-possible.json").unlink()
     for branches in (False, True, True, False):
         coverage.write(tmp_path / "data", branches=branches)
 
@@ -292,7 +304,7 @@ def test_workers_of_xdist_are_put_together(suite: Path) -> None:
             rows = [sorted(base.execute(f"SELECT * FROM {table}")) for table in ("file", "arc", "tracer")]
         finally:
             base.close()
-        beside = (suite / "data.json").read_text()
+        beside = (suite / "data-possible.json").read_text()
         return shown[shown.index("coverage of BPF") : shown.index("written to data")], [*rows, beside]
 
     alone = data()
