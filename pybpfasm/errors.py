@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +29,20 @@ class SourceLocation:
 
 
 class PybpfasmError(Exception):
-    """Base class of every error that this library raises on purpose."""
+    """Base class of every error that this library raises on purpose.
+
+    All of them can be pickled, so that they come out of a pool of processes as they are.
+    """
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # As made, without `__init__`, whose arguments are not those of the message.
+        return _again, (type(self), self.args, self.__dict__)
+
+
+def _again(cls: type[PybpfasmError], args: tuple[Any, ...], state: dict[str, Any]) -> PybpfasmError:
+    error = cls.__new__(cls, *args)
+    error.__dict__.update(state)
+    return error
 
 
 class AsmError(PybpfasmError):

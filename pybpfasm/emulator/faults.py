@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pybpfasm.errors import PybpfasmError, SourceLocation
 
@@ -47,6 +47,11 @@ class EmulatorFault(PybpfasmError):
         self.shown = shown
         self.trace: tuple[Step, ...] = ()  # what ran before, where the run was traced
         super().__init__(reason)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # The trace stays: its steps hold the program and all that it ran on.
+        again, (cls, args, state) = super().__reduce__()
+        return again, (cls, args, {**state, "trace": ()})
 
     def __str__(self) -> str:
         where = f"{self.location}: " if self.location is not None else ""

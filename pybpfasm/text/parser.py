@@ -47,6 +47,7 @@ _PREFIX: Final = re.compile(r"\s*(\d{1,9}):(?:[ \t]*\(([0-9a-f]{2})\)(?=\s|$))?"
 _MAP: Final = re.compile(
     r"map\[(?:(id|idx):(\d{1,10})|([A-Za-z0-9_.]{1,64}))\](\[0\])?(?:\+(\d{1,10}))?", re.ASCII
 )
+_MAPS: Final = "a map is map[name], map[id:5] or map[idx:0], its value map[name][0]+8, all without spaces"
 _LABEL: Final = re.compile(r"[A-Za-z_.$][\w.$]*", re.ASCII)
 _TYPES: Final = {f"{sign}{8 * size}": (sign, code) for size, code in isa.SIZE_CODE.items() for sign in "us"}
 _ALU: Final = {sign: int(op) for op, sign in ALU_OPERATORS.items()}
@@ -455,6 +456,8 @@ class _Parser:
             c.at += 1
             self.only_r(c, width, dst)
             (self._function if word == "subprog" else self._btf_id)(c, dst)
+        elif word == "map":
+            c.fail(_MAPS)
         else:
             hint = c.suggest(word, [*_SWAP, *_FETCH, "load_acquire", "addr_space_cast", "subprog", "map"])
             what = f", not {word[:40]!r}{hint}" if word else " at the end"
@@ -508,7 +511,7 @@ class _Parser:
         column = c.column()
         found = _MAP.fullmatch(c.peek())
         if found is None:
-            c.fail("a map is map[name], map[id:5] or map[idx:0]; its value map[name][0]+8")
+            c.fail(_MAPS)
         c.at += 1
         kind, number, name, value, plus = found.groups()
         reference: object = None
@@ -598,6 +601,8 @@ class _Parser:
             c.fail("a packet load puts its result into r0", column)
         if sign == "s":
             c.fail("a packet load is unsigned", column)
+        if size == isa.DW:
+            c.fail("a packet load has 1, 2 or 4 bytes: u8, u16, u32", column)
         c.expect("[")
         if not c.is_register():
             self.emit(isa.LD | isa.ABS | size, imm=c.imm32())
@@ -626,10 +631,16 @@ class _Parser:
         c.expect("(")
         src = c.r()
         c.expect(",")
+        column = c.column()
         to = c.number(0, 0x7FFF, 16)
         c.expect(",")
         of = c.number(0, 0xFFFF, 16)
         c.expect(")")
+        if (to, of) not in ((0, 1), (1, 0)):
+            c.fail(
+                f"a cast goes from address space 1 to 0 or back: r{dst} = addr_space_cast(r{src}, 0, 1)",
+                column,
+            )
         self.emit(isa.ALU64 | Alu.MOV | isa.X, dst, src, 1, to << 16 | of)
 
     def _fetch(self, c: Cursor, width: str, dst: int, op: int, size: int, typed: bool = True) -> None:
