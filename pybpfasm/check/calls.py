@@ -6,7 +6,15 @@ from __future__ import annotations
 from typing import Final
 
 from pybpfasm.check.base import WITH_VALUES, WalkBase
-from pybpfasm.check.rights import MAPS_OF, MOVES_PACKET, RESULTS, in_words, needs_gpl, type_name
+from pybpfasm.check.rights import (
+    MAPS_OF,
+    MOVES_PACKET,
+    RESULTS,
+    RETURNS_NOTHING,
+    in_words,
+    needs_gpl,
+    type_name,
+)
 from pybpfasm.check.values import (
     ALL_WRITTEN,
     ANY,
@@ -213,6 +221,8 @@ class Calls(WalkBase):
             return self._fresh(index, 0, U64, state.regs)
         if helper == Helper.get_prandom_u32:
             return self._fresh(index, 0, U32, state.regs)
+        if helper in RETURNS_NOTHING:
+            return (UNSET, -1)
         return NUMBER if RESULTS.get(helper) == "scalar" else UNKNOWN
 
     @staticmethod

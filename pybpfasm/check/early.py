@@ -128,7 +128,9 @@ def first_mistake(instructions: Sequence[Instruction], type: int, attach_type: i
                         if arguments & unset:
                             register = (arguments & unset & -(arguments & unset)).bit_length() - 1
                             return _unset(index, register, call)
-                    unset = (unset | _LOST) & ~1
+                        unset = (unset | _LOST) & ~1 if rights.returns(insn.imm) else unset | _LOST | 1
+                    else:
+                        unset = (unset | _LOST) & ~1
                     context &= ~(_LOST | 1)
                     call = index
                 elif kind == _BRANCH:

@@ -15,6 +15,7 @@ __all__ = [
     "OWN_STACKS",
     "READ_ONLY_PACKETS",
     "RESULTS",
+    "RETURNS_NOTHING",
     "Rights",
     "is_gpl_compatible",
     "result_range",
@@ -41,6 +42,19 @@ _GPL_ONLY: Final = _parse(table.GPL_ONLY)
 MOVES_PACKET: Final = _parse(table.MOVES_PACKET)
 #: What the helpers leave in r0, in the verifier's words.
 RESULTS: Final = {helper: name for name, text in table.RESULTS.items() for helper in _parse(text)}
+
+#: Helpers of type RET_VOID (kernel/bpf/core.c, helpers.c and ringbuf.c): r0 is unset after a call.
+RETURNS_NOTHING: Final[frozenset[int]] = frozenset(
+    {
+        Helper.tail_call,
+        Helper.spin_lock,
+        Helper.spin_unlock,
+        Helper.ringbuf_submit,
+        Helper.ringbuf_discard,
+        Helper.ringbuf_submit_dynptr,
+        Helper.ringbuf_discard_dynptr,
+    }
+)
 
 _WORDS: Final = {
     "memory": "memory (the stack, a packet or a map's value)",
@@ -169,6 +183,11 @@ class Rights:
         if self.helpers is None or not 0 < helper <= _LAST_HELPER:
             return None
         return helper in self.helpers
+
+    @staticmethod
+    def returns(helper: int) -> bool:
+        """Whether the helper leaves something in r0."""
+        return helper not in RETURNS_NOTHING
 
     def arguments(self, helper: int) -> tuple[str, ...]:
         """The kinds of the arguments that the helper is known to take."""

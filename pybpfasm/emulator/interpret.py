@@ -10,6 +10,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, NoReturn, Protocol
 
 from pybpfasm import isa
+from pybpfasm.check.rights import RETURNS_NOTHING
 from pybpfasm.emulator.alu import U32, U64, atomic, compute, holds, signed, swap
 from pybpfasm.emulator.faults import Violation
 from pybpfasm.emulator.memory import STACK_SIZE, Region, Stack
@@ -225,9 +226,11 @@ class _Frame:
 
     def _call(self, insn: Instruction, slot: int) -> bool:
         run, r = self.run, self.r
+        nothing = False
         if insn.src == CallKind.LOCAL:
             result = run.enter(slot + 1 + insn.imm, r[1], r[2], r[3], r[4], r[5])
         else:
+            nothing = insn.src == CallKind.HELPER and insn.imm in RETURNS_NOTHING
             if insn.src == CallKind.HELPER and insn.imm == TAIL_CALL:
                 target = run.emulator.tail_target(run, self.get(1), self.get(2), self.get(3))
                 if target is not None:
@@ -238,7 +241,7 @@ class _Frame:
                 model = run.emulator.model_of(insn.src, insn.imm)
                 arguments = [self.get(i + 1) for i in range(model.arity)]
                 result = model.function(run, *arguments) & U64
-        r[0] = result
+        r[0] = None if nothing else result
         r[1] = r[2] = r[3] = r[4] = r[5] = None
         return False
 

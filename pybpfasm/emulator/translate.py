@@ -17,6 +17,7 @@ from types import CodeType
 from typing import TYPE_CHECKING, Any, Final
 
 from pybpfasm import isa
+from pybpfasm.check.rights import RETURNS_NOTHING
 from pybpfasm.emulator.alu import U64, sdiv, smod, swap
 from pybpfasm.emulator.faults import Violation
 from pybpfasm.emulator.interpret import TAIL_CALL, call_register, locked, no_spaces
@@ -173,13 +174,17 @@ def _writes(insn: Instruction) -> int:
             return 1
         return 1 << insn.src if insn.imm & 1 else 0
     if cls == isa.LD or insn.opcode in (isa.OP_CALL, isa.OP_CALLX):
-        return 1
+        return 0 if _returns_nothing(insn) else 1
     return 0
+
+
+def _returns_nothing(insn: Instruction) -> bool:
+    return insn.opcode == isa.OP_CALL and insn.src == CallKind.HELPER and insn.imm in RETURNS_NOTHING
 
 
 def _clobbers(insn: Instruction) -> int:
     if insn.opcode in (isa.OP_CALL, isa.OP_CALLX) or (insn.opcode & 7 == isa.LD and not insn.wide):
-        return _CALLER_SAVED
+        return _CALLER_SAVED | _returns_nothing(insn)
     return 0
 
 
@@ -615,9 +620,11 @@ class _Function:
         elif insn.src == CallKind.HELPER and insn.imm == TAIL_CALL:
             self._emit(indent, "t = tail_target(run, r1, r2, r3)", slot)
             self._emit(indent, f"if t is not None: run.left += {self.left}; return run.tail_call(t)", slot)
-            self._emit(indent, "r0 = 0", slot)
+            self._emit(indent, "r0 = None", slot)
         else:
             arity = self.models[insn.src, insn.imm].arity
             arguments = "".join(f", r{i}" for i in range(1, arity + 1))
             self._emit(indent, f"r0 = H{insn.src}_{insn.imm}(run{arguments}) & {_M}", slot)
+            if _returns_nothing(insn):
+                self._emit(indent, "r0 = None", slot)
         self._emit(indent, "r1 = r2 = r3 = r4 = r5 = None", slot)

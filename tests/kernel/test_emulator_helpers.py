@@ -13,8 +13,10 @@ from pathlib import Path
 import pytest
 
 from loader.objects import Map, Program, possible_cpus
+from loader.verifier import VerifierError
 from pybpfasm import isa
-from pybpfasm.emulator import Emulator, Skb, Socket, Task, Xdp, checksum
+from pybpfasm.check import check
+from pybpfasm.emulator import Emulator, EmulatorFault, Skb, Socket, Task, Xdp, checksum
 from pybpfasm.instruction import Instruction
 from pybpfasm.isa import Imm64
 from pybpfasm.kernel.context import BpfSock, FibLookup, SkBuff, SockTupleV4, XdpMd
@@ -38,7 +40,8 @@ from pybpfasm.kernel.enums import (
     ProgType,
     TcpState,
 )
-from pybpfasm.layout import U32
+from pybpfasm.kernel.values import BpfSpinLock
+from pybpfasm.layout import U32, Nested, Struct
 from pybpfasm.maps import MapSpec
 from pybpfasm.net import AF_INET, AF_INET6
 from pybpfasm.program import ProgramSpec
@@ -775,6 +778,45 @@ def test_what_was_before_a_frame_is_there_again(moves: tuple[str, ...]) -> None:
         what, by = move.split()
         calls += f"r1 = r6\nr2 = {by}\ncall bpf_xdp_adjust_{what}\n{_saved(number)}"
     both(program(calls, kind=ProgType.XDP), bytes(range(1, 60)))
+
+
+class Locked(Struct):
+    """A map's value with a lock."""
+
+    lock = Nested(BpfSpinLock)
+
+
+PROGRAMS = MapSpec("programs", MapType.PROG_ARRAY, U32(), U32(), 1)
+LOCKED = MapSpec("locked", MapType.ARRAY, U32(), Locked, 1)
+_RESERVED = f"r1 = map ring\nr2 = 8\nr3 = 0\nr4 = r10\nr4 += {RESULT}\n"
+_RECORD = f"{_RESERVED}call bpf_ringbuf_reserve\nif r0 == 0 goto +4\nr1 = r0\nr2 = 0\n"
+_DYNPTR = f"{_RESERVED}call bpf_ringbuf_reserve_dynptr\nr1 = r10\nr1 += {RESULT}\nr2 = 0\n"
+_NOTHING = {
+    "tail_call": "r1 = r6\nr2 = map programs\nr3 = 0\n",
+    "spin_unlock": "r1 = value locked\ncall bpf_spin_lock\nr1 = value locked\n",
+    "ringbuf_submit": _RECORD,
+    "ringbuf_discard": _RECORD,
+    "ringbuf_submit_dynptr": _DYNPTR,
+    "ringbuf_discard_dynptr": _DYNPTR,
+}
+
+
+@pytest.mark.parametrize("name", _NOTHING)
+def test_helpers_that_leave_nothing_in_r0(name: str) -> None:
+    code = [
+        *assemble("r6 = r1"),
+        *_body(f"{_NOTHING[name]}call bpf_{name}", (PROGRAMS, LOCKED)),
+        *assemble("r7 = r0\nr0 = 0\nexit"),
+    ]
+    spec = ProgramSpec("nothing", ProgType.SCHED_CLS, None, "GPL", tuple(code), (), "little")
+    with ExitStack() as stack:
+        maps = {one.name: stack.enter_context(Map.create(one)) for one in spec.maps}
+        with pytest.raises(VerifierError, match="R0 !read_ok"):
+            stack.enter_context(Program.load(spec, maps))
+    for engine in ("interpret", "translate"):
+        with pytest.raises(EmulatorFault, match="r0 is read and was never set"):
+            Emulator(engine=engine).load(spec).run(Skb(PACKET))
+    assert "r0 is read before it is set" in [one.message for one in check(spec)]
 
 
 def _address(text: str) -> bytes:

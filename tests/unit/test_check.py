@@ -474,9 +474,18 @@ def other_helper(b: Asm, ctx: XdpMd) -> None:
     b.ret(2)
 
 
+@sched_cls()
+def after_nothing(b: Asm, ctx: SkBuff) -> None:
+    b.r2 = MapSpec("programs", MapType.PROG_ARRAY, U32(), U32(), 1)
+    b.r3 = 0
+    b.call(Helper.tail_call)
+    b.exit()
+
+
 @pytest.mark.parametrize(
     ("template", "line", "words"),
     [
+        (after_nothing, "b.exit()", "r0 is read before it is set"),
         (forgotten, "b.r3 = ctx.len", "r1 is read after a call took it away"),
         (without_result, "b.exit()", "r0 is read before it is set"),
         (not_readable, "b.r0 = ctx.family", "SCHED_CLS programs can't read 4 bytes at 88 of their context"),
