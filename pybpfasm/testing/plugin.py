@@ -107,8 +107,8 @@ def pytest_configure(config: pytest.Config) -> None:
             problem = f"{name} is the name of a test, not of a file for the coverage"
         if problem is not None:
             raise pytest.UsageError(
-                f"--bpf-coverage: {problem} (what follows the option is its FILE: where you give none, "
-                "put the option last)"
+                f"--bpf-coverage: {problem} (what follows the option is its FILE: write "
+                "--bpf-coverage=.bpf-coverage)"
             )
     config.stash[_COVERAGE] = Coverage()
     config.stash[_TARGET] = target

@@ -148,6 +148,8 @@ class _Parser:
         self.exit: int | None = None
         self.opcode = -1  # what the line of a listing says, in parentheses
         self.called_registers: list[tuple[str, Source, int]] = []  # `call r1`, which may mean a label
+        # Comments that may be statements: the instruction, what the label decides, label, the error.
+        self.doubtful: list[tuple[Instruction, int, str, TextError]] = []
         # instruction, its slot, what the label decides, label, source, column
         self.pending: list[tuple[Instruction, int, int, str, Source, int]] = []
 
@@ -196,21 +198,28 @@ class _Parser:
         kept = self.slot, self.exit, self.called_registers
         counts = len(self.out.instructions), len(self.pending)
         self.called_registers = []
+        to = None
         try:
             found = tokens(source, start + 1)
             cursor = Cursor(source, found, _behind_labels(found), self.symbols, hints=False)
             self.statement(cursor)
             cursor.end()
+            if len(self.pending) > counts[1]:
+                insn, _, what, label, _, _ = self.pending[-1]
+                to = insn, what, label
         except TextError:
             return
         finally:
             self.slot, self.exit, self.called_registers = kept
             del self.out.instructions[counts[0] :], self.out.lines[counts[0] :], self.pending[counts[1] :]
-        raise source.error(
+        error = source.error(
             "';' begins a comment, and this one is a statement: give it a line of its own (or, if a comment "
             "is meant, begin it with '#')",
             start,
         )
+        if to is None:
+            raise error
+        self.doubtful.append((*to, error))  # a statement if there is what it names
 
     def _head(self, source: Source) -> bool:
         """The head of a function in a listing, ``int name(struct x *ctx):``, which is a label."""
@@ -331,6 +340,9 @@ class _Parser:
                     "function needs another name",
                     column,
                 )
+        for insn, what, label, error in self.doubtful:
+            if label in labels or (self._call_by_name(insn, label) if what == _CALLED else label == "exit"):
+                raise error
         for insn, slot, what, label, source, column in self.pending:
             place = labels.get(label)
             if place is None and label == "exit" and what != _CALLED:
