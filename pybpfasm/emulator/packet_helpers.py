@@ -50,7 +50,20 @@ from pybpfasm.kernel.enums import (
     TcxAction,
     XdpAction,
 )
-from pybpfasm.net import AF_INET, AF_INET6, ETH_P_8021AD, ETH_P_8021Q, IPPROTO_TCP, Ethernet
+from pybpfasm.net import (
+    AF_INET,
+    AF_INET6,
+    ETH_P_8021AD,
+    ETH_P_8021Q,
+    ETH_P_IPV6,
+    IPPROTO_TCP,
+    IPPROTO_UDP,
+    Ethernet,
+    Ipv4,
+    Ipv6,
+    Tcp,
+    Udp,
+)
 
 U32: Final = 0xFFFFFFFF
 INT_MAX: Final = 0x7FFFFFFF
@@ -279,13 +292,27 @@ def csum_level(run: Run, context: int, level: int) -> int:
 # --- Size and shape. ---
 
 
+# Where the checksum is in a transport header.
+_CHECKS: Final = {IPPROTO_TCP: Tcp.offsetof("check"), IPPROTO_UDP: Udp.offsetof("check")}
+
+
+def _least(run: Run, skb: Skb) -> int:
+    """What a packet keeps: its link header, and the checksum that a device is to fill in."""
+    at = skb.network_offset
+    if skb.checksum != "partial" or len(skb.data) < at + Ipv4.sizeof:
+        return at
+    v6 = protocol(run) == ETH_P_IPV6
+    header = Ipv6.sizeof if v6 else (skb.data[at] & 15) * 4
+    check = _CHECKS.get(skb.data[at + (6 if v6 else 9)])
+    return at if check is None else at + header + check + 2
+
+
 @helper(Helper.skb_change_tail)
 def skb_change_tail(run: Run, context: int, length: int, flags: int) -> int:
     """Cut or lengthen the packet at its end."""
     skb = run.is_context(context, Skb)
     length &= U32
-    minimum = skb.network_offset
-    if flags or length > MAX_LENGTH or length < minimum:
+    if flags or length > MAX_LENGTH or length < _least(run, skb):
         result = -EINVAL
     elif skb.encapsulated:
         result = -ENOTSUPP
@@ -736,7 +763,7 @@ def sk_lookup_tcp(run: Run, context: int, pair: int, size: int, netns: int, flag
 def sk_lookup_udp(run: Run, context: int, pair: int, size: int, netns: int, flags: int) -> int:
     """The UDP socket that a packet would reach, or 0."""
     _needs_context(run, context)
-    return _held(run, _look_up(run, pair, size, netns, flags, 17), False, "sk_lookup_udp")
+    return _held(run, _look_up(run, pair, size, netns, flags, IPPROTO_UDP), False, "sk_lookup_udp")
 
 
 @helper(Helper.sk_release)

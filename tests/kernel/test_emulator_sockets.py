@@ -17,7 +17,7 @@ from loader.cgroup import Cgroup
 from loader.objects import Link, Map, Program, attach_to_sockmap
 from loader.sys import libc
 from pybpfasm import isa
-from pybpfasm.emulator import Emulator, SkMsg, Socket, SockOpsContext
+from pybpfasm.emulator import Emulator, Skb, SkMsg, Socket, SockOpsContext
 from pybpfasm.emulator.host import Host, Refused
 from pybpfasm.instruction import Instruction
 from pybpfasm.isa import Imm64
@@ -26,7 +26,7 @@ from pybpfasm.kernel.context import SkBuff, SkMsgMd, SockOps, SockOpt
 from pybpfasm.kernel.enums import AttachType, MapType, ProgType, SockOp
 from pybpfasm.layout import U32, U64
 from pybpfasm.maps import MapSpec
-from pybpfasm.net import AF_INET, AF_INET6
+from pybpfasm.net import AF_INET, AF_INET6, ETH_P_IP, ETH_P_IPV6, Ethernet, Ipv4, Ipv6, Udp
 from pybpfasm.program import ProgramSpec
 from pybpfasm.text import assemble
 
@@ -250,6 +250,50 @@ def test_verdicts(verdict: int, netns: object) -> None:
         passed = False
     assert (passed, emulator.map("out")[0][:4]) == expected
     assert expected == (verdict not in (2, 7), bytes([7 if verdict == -1 else 0, 0, 0, 0]))
+
+
+# --- A checksum that is left to the device. ---
+
+
+def _note(at: int) -> str:
+    return f"r9 = value out\n*(u64 *)(r9 +{at}) = r0\n"
+
+
+@pytest.mark.parametrize("family", [AF_INET, AF_INET6])
+def test_a_partial_checksum_is_not_cut_off(family: int, netns: object) -> None:
+    """A packet that was cut still has one, which a change of the payload does not touch."""
+    v6 = family == AF_INET6
+    check = 14 + (40 if v6 else 20) + 6
+    load = f"r1 = r6\nr2 = {check}\nr3 = r10\nr3 += -8\nr4 = 2\ncall bpf_skb_load_bytes\n"
+    text = "r6 = r1\n*(u64 *)(r10 -8) = 0\n"
+    for number, length in enumerate((14, check + 1, check + 2)):
+        text += f"r1 = r6\nr2 = {length}\nr3 = 0\ncall bpf_skb_change_tail\n{_note(8 * number)}"
+    text += f"{load}r7 = *(u16 *)(r10 -8)\nr1 = r6\nr2 = {check}\nr3 = 0x1111\nr4 = 0x2222\nr5 = 2\n"
+    text += (
+        f"call bpf_l4_csum_replace\n{_note(24)}{load}r0 = *(u16 *)(r10 -8)\nr0 -= r7\n{_note(32)}r0 = 2\nexit"
+    )
+    spec = spec_of(text, ProgType.SCHED_CLS)
+    host = "::1" if v6 else "127.0.0.1"
+    with ExitStack() as stack:
+        maps = {"out": stack.enter_context(Map.create(OUT))}
+        kind = socket.AF_INET6 if v6 else socket.AF_INET
+        sender = stack.enter_context(socket.socket(kind, socket.SOCK_DGRAM))
+        program = stack.enter_context(Program.load(spec, maps))
+        stack.enter_context(Link.tcx(program, socket.if_nametoindex("lo"), AttachType.TCX_EGRESS))
+        sender.sendto(bytes(60), (host, 9))
+        expected = bytes(maps["out"][0])[:40]
+    address = socket.inet_pton(kind, host)
+    if v6:
+        ip = Ipv6.pack(priority_version=6 << 4, payload_len=68, nexthdr=17, saddr=address, daddr=address)
+    else:
+        number = int.from_bytes(address, "big")
+        ip = Ipv4.pack(ihl_version=0x45, tot_len=88, protocol=17, saddr=number, daddr=number)
+    link = Ethernet.pack(h_proto=ETH_P_IPV6 if v6 else ETH_P_IP)
+    packet = link + ip + Udp.pack(source=1, dest=9, len=68, check=0x1234) + bytes(60)
+    emulator = Emulator()
+    emulator.load(spec).run(Skb(packet, checksum="partial"))
+    assert emulator.map("out")[0][:40].hex() == expected.hex()
+    assert expected == b"".join(n.to_bytes(8, "little", signed=True) for n in (-22, -22, 0, 0, 0))
 
 
 # --- Messages. ---
