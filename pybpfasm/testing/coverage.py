@@ -327,11 +327,12 @@ def _other_statements(path: str, lines: set[int]) -> set[int]:
 
 def refusal(path: Path, *, branches: bool = False) -> str | None:
     """Why coverage may not be written to *path*, or ``None``: nothing but older coverage is replaced."""
-    if path.is_dir():
-        return f"{path} is a directory, and the coverage goes to a file"
-    if not path.parent.is_dir():
-        return f"there is no directory {path.parent} for the coverage"
     try:
+        for one in (path, _beside(path)) if branches else (path,):
+            if one.exists() and not one.is_file():  # a directory, a device
+                return f"{one} is no file that the coverage could go to"
+        if not path.parent.is_dir():
+            return f"there is no directory {path.parent} for the coverage"
         if path.exists() and not _is_data(path):
             return f"{path} is there and is no data file of coverage.py: it is not overwritten"
         beside = _beside(path)

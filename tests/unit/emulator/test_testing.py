@@ -133,7 +133,8 @@ def run(folder: Path, *arguments: str) -> str:
             *arguments,
         ],
         cwd=folder,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        # Other plugins take longer to import than the tests to run.
+        env=os.environ | {"PYTHONPATH": str(ROOT), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
         capture_output=True,
         text=True,
         timeout=60,
@@ -254,15 +255,18 @@ def test_coverage_replaces_nothing_but_older_coverage(tmp_path: Path) -> None:
     (tmp_path / "notes").write_text("mine too")
     sqlite3.connect(tmp_path / "base").executescript("CREATE TABLE mine (x)").close()
     before = {one.name: one.read_bytes() for one in tmp_path.iterdir()}
+    os.mkfifo(tmp_path / "pipe")  # like /dev/null no file: not to be replaced by one
     for name, problem in (
         ("data", "data-possible.json is there"),
         ("notes", "notes is there and is no data file of coverage.py"),
         ("base", "base is there"),
-        (".", "is a directory"),
+        (".", "is no file that the coverage could go to"),
+        ("pipe", "is no file that the coverage could go to"),
         ("no/such", "there is no directory"),
     ):
         with pytest.raises(CoverageError, match=problem):
             coverage.write(tmp_path / name, branches=True)
+    (tmp_path / "pipe").unlink()
     assert {one.name: one.read_bytes() for one in tmp_path.iterdir()} == before
     (tmp_path / "data-possible.json").unlink()
     for branches in (False, True, True, False):
