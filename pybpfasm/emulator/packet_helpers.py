@@ -76,13 +76,18 @@ MAX_LENGTH: Final = 4 * 4096 - 320
 # --- Reading and writing. ---
 
 
+def _some(size: int, helper: str) -> None:
+    """Refuse a size of 0, as ``ARG_CONST_SIZE`` does."""
+    if size == 0:
+        raise Violation(f"{helper} of 0 bytes: the verifier refuses that")
+
+
 @helper(Helper.skb_load_bytes)
 def skb_load_bytes(run: Run, context: int, offset: int, to: int, size: int) -> int:
     """Copy bytes out of the packet; -EFAULT and zeros where they are outside."""
     skb = run.is_context(context, Skb)
     offset, size = offset & U32, size & U32
-    if size == 0:
-        raise Violation("skb_load_bytes of 0 bytes: the verifier refuses that")
+    _some(size, "skb_load_bytes")
     if offset > INT_MAX or offset + size > len(skb.data):
         run.write(to, bytes(size), "the buffer")
         return -EFAULT
@@ -95,6 +100,7 @@ def skb_load_bytes_relative(run: Run, context: int, offset: int, to: int, size: 
     """As ``skb_load_bytes``, from the link or the network header; linear bytes only."""
     skb = run.is_context(context, Skb)
     offset, size, start = offset & U32, size & U32, start & U32
+    _some(size, "skb_load_bytes_relative")
     at = offset + (skb.network_offset if start == 1 else 0)
     if offset > 0xFFFF or start > 1 or at + size > skb.linear:
         run.write(to, bytes(size), "the buffer")
@@ -108,6 +114,7 @@ def skb_store_bytes(run: Run, context: int, offset: int, source: int, size: int,
     """Copy bytes into the packet; packet pointers are void afterwards."""
     skb = run.is_context(context, Skb)
     offset, size = offset & U32, size & U32
+    _some(size, "skb_store_bytes")
     data = run.read(source, size, "the source")
     result = 0
     if flags & ~(BPF_F_RECOMPUTE_CSUM | BPF_F_INVALIDATE_HASH):
@@ -609,6 +616,7 @@ def xdp_load_bytes(run: Run, context: int, offset: int, to: int, size: int) -> i
     xdp = run.is_context(context, Xdp)
     xdp.sync()
     offset, size = offset & U32, size & U32
+    _some(size, "xdp_load_bytes")
     if offset > 0xFFFF or size > 0xFFFF:
         return -EFAULT
     if offset + size > len(xdp.data):
@@ -622,6 +630,7 @@ def xdp_store_bytes(run: Run, context: int, offset: int, source: int, size: int)
     """Copy bytes into the frame, which stays where it is."""
     xdp = run.is_context(context, Xdp)
     offset, size = offset & U32, size & U32
+    _some(size, "xdp_store_bytes")
     data = run.read(source, size, "the source")
     if offset > 0xFFFF or size > 0xFFFF:
         return -EFAULT

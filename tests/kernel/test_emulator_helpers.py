@@ -780,6 +780,22 @@ def test_what_was_before_a_frame_is_there_again(moves: tuple[str, ...]) -> None:
     both(program(calls, kind=ProgType.XDP), bytes(range(1, 60)))
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["skb_load_bytes", "skb_load_bytes_relative", "skb_store_bytes", "xdp_load_bytes", "xdp_store_bytes"],
+)
+def test_no_bytes_are_too_few(name: str) -> None:
+    kind = ProgType.XDP if name.startswith("xdp") else ProgType.SCHED_CLS
+    spec = program(f"r2 = 0\nr3 = r10\nr3 += {RESULT}\nr4 = 0\nr5 = 0\ncall bpf_{name}", kind=kind)
+    with ExitStack() as stack:
+        maps = {one.name: stack.enter_context(Map.create(one)) for one in spec.maps}
+        with pytest.raises(VerifierError, match="R4 invalid zero-sized read"):
+            stack.enter_context(Program.load(spec, maps))
+    for engine in ("interpret", "translate"):
+        with pytest.raises(EmulatorFault, match=f"{name} of 0 bytes"):
+            Emulator(engine=engine).load(spec).run(_context(kind, PACKET))
+
+
 class Locked(Struct):
     """A map's value with a lock."""
 
