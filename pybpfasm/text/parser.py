@@ -176,7 +176,7 @@ class _Parser:
         column = cursor.column()
         self.statement(cursor)
         cursor.end()
-        if prefix is None:
+        if self.opcode < 0:  # behind an opcode stands what the verifier or bpftool wrote
             self._second(source, found[-1])
         insn = self.out.instructions[-1]
         if self.opcode not in (-1, insn.opcode):

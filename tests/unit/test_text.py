@@ -338,6 +338,7 @@ def test_all_golden_statements_in_one_text() -> None:
         ("r0 = 0 ; goto x\nx: exit", 1, 8, "';' begins a comment, and this one is a statement"),
         ("if r0 == 0 goto exit; goto exit\nexit", 1, 21, "';' begins a comment, and this one is a statement"),
         ("r0 = 0;call bpf_redirect", 1, 7, "';' begins a comment, and this one is a statement"),
+        ("0: r0 = 0; exit", 1, 10, "';' begins a comment, and this one is a statement"),
         ("goto x ; x: exit", 1, 8, "';' begins a comment, and this one is a statement"),
         ("x: r0 = 0;call 5; exit", 1, 10, "';' begins a comment, and this one is a statement"),
         ("goto +0xffffffffffffffff", 1, 6, "+0xffffffffffffffff does not fit: -32768 to 32767"),
