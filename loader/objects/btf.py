@@ -56,11 +56,17 @@ class Btf(Owned):
         return cls(open_id(Cmd.BTF_GET_FD_BY_ID, btf_id, cls.kind))
 
     def info(self) -> BtfInfo:
-        """Return id, name and size."""
+        """Return id, name and size; before Linux 5.11 there are no names."""
         raw = bpf_sys.BtfInfoStruct()
         name = ctypes.create_string_buffer(128)
         raw.name, raw.name_len = ctypes.addressof(name), len(name)
-        bpf_sys.obj_info(self.fd, raw)
+        try:
+            bpf_sys.obj_info(self.fd, raw)
+        except BpfError as error:
+            if error.errno != errno.E2BIG:
+                raise
+            raw = bpf_sys.BtfInfoStruct()
+            bpf_sys.obj_info(self.fd, raw)
         return BtfInfo(
             int(raw.id), name.value.decode("ascii", "replace"), int(raw.btf_size), bool(raw.kernel_btf)
         )

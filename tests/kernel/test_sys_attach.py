@@ -22,7 +22,7 @@ from pybpfasm.kernel.context import SkBuff, SkLookup, SkMsgMd, SockOps, SockOpt
 from pybpfasm.kernel.enums import AttachType, LinkType, MapType, TcxAction
 from pybpfasm.maps import MapSpec
 from pybpfasm.program import cgroup_sockopt, sched_cls, sk_lookup, sk_msg, sock_ops
-from tests.requires import requires
+from tests.requires import Attempt, requires
 
 INGRESS, EGRESS = AttachType.TCX_INGRESS, AttachType.TCX_EGRESS
 SOCKS = MapSpec("socks", MapType.SOCKHASH, 8, 8, 4)
@@ -236,6 +236,15 @@ def test_a_cgroup_link_needs_a_cgroup(netns: NetNs) -> None:
 # --- sockmaps, network namespaces ---------------------------------------------------------------------------
 
 
+def program_of_a_sockhash() -> None:
+    with Map.create(SOCKS) as socks:
+        prog_query(socks.fd, AttachType.SK_MSG_VERDICT)
+
+
+QUERY = Attempt("BPF_PROG_QUERY of a sockhash", (5, 16), program_of_a_sockhash)
+
+
+@requires(QUERY)
 def test_sk_msg_on_a_sockhash_by_link() -> None:
     with Map.create(SOCKS) as socks, Program.load(pass_all.build()) as program:
         link = attach_to_sockmap(program, socks)
@@ -256,6 +265,7 @@ def test_a_program_that_says_nothing_of_where_it_attaches() -> None:
             attach_to_sockmap(again, socks)
 
 
+@requires(QUERY)
 def test_sk_msg_on_a_sockhash_directly() -> None:
     with Map.create(SOCKS) as socks, Program.load(pass_all.build()) as program:
         prog_attach(socks.fd, program, AttachType.SK_MSG_VERDICT)

@@ -131,7 +131,7 @@ def test_helpers(bpftool: dict[str, dict[str, Any]], kind: ProgType) -> None:
     said = said_of(kind)
     known = set().union(*(said_of(other) for other in ProgType if other and other < ProgType.NETFILTER))
     ours = {helper.name for helper in Helper if helper and has_helper(kind, helper).supported}
-    assert len(ours) > 60
+    assert len(ours) > 40  # 5.10 has 48
     assert ours & known <= said
     # On kernels that word the refusal in a new way, bpftool finds every helper everywhere.
     if "skb_store_bytes" not in said_of(ProgType.SOCK_OPS):
@@ -271,10 +271,10 @@ def test_without_rights_nothing_is_claimed(run_without: Callable[..., str]) -> N
     code = (
         "from loader.features import *\n"
         "sure = [f.name for f, p in probe_all().items() if p.support != Support.INCONCLUSIVE]\n"
-        "raise SystemExit(' '.join(sure))"
+        "raise SystemExit(' '.join(sure) or 'nothing')"
     )
-    # Whether there is a LINK_UPDATE shows without any right; all else needs some.
-    assert run_without("CAP_BPF,CAP_SYS_ADMIN,CAP_NET_ADMIN", code) == "LINK_UPDATE"
+    # Whether there is a LINK_UPDATE may show without any right; all else needs some.
+    assert run_without("CAP_BPF,CAP_SYS_ADMIN,CAP_NET_ADMIN", code) in ("LINK_UPDATE", "nothing")
 
 
 def test_an_old_kernel_that_does_not_know_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
