@@ -46,13 +46,8 @@ CHOSEN = (
     f"{_SOCKETS}::test_the_peer_closes_while_data_is_sent",
 )
 
-# Kernels before this one get only the tests of what is particular to them, because some others take for
-# granted what came until then: how helpers, links and logs answer.
+# Kernels before this one get the chosen ones only: some others take for granted what came until then.
 WHOLE_FROM = (6, 1)
-BASIC = (
-    "tests/kernel/test_sys_clsact.py",
-    *(name for name in CHOSEN if name.startswith(_INSTANCE)),
-)
 
 
 class Counter:
@@ -82,7 +77,7 @@ def run(version: tuple[int, int], arguments: list[str]) -> dict[str, Any]:
     counter = Counter()
     options = ["-q", "--tb=short", "-p", "no:cacheprovider", "-o", "timeout=600"]
     if not any(not one.startswith("-") for one in arguments):
-        options += BASIC if version < WHOLE_FROM else CHOSEN if "--chosen" in arguments else WHOLE
+        options += CHOSEN if version < WHOLE_FROM or "--chosen" in arguments else WHOLE
     pytest.main([*options, *(one for one in arguments if one != "--chosen")], plugins=[counter])
     for name in counter.failed:
         print(f"failed: {name}", flush=True)
