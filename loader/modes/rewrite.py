@@ -8,6 +8,7 @@ they send from socket to socket.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Final
@@ -19,7 +20,14 @@ from loader.objects import Map
 from programs import getsockopt, sk_msg, sockops, tc_egress, tc_ingress
 from programs.packet import Interface as Link
 from programs.settings import Settings
-from programs.shared import FLOW_BOTH_FINS, FLOW_RESET, Counters, maps
+from programs.shared import (
+    FLOW_BOTH_FINS,
+    FLOW_ESTABLISHED,
+    FLOW_RESET,
+    NSEC_PER_SEC,
+    Counters,
+    maps,
+)
 from pybpfasm.kernel.enums import AttachType
 from pybpfasm.layout import Record
 from pybpfasm.maps import MapSpec
@@ -27,6 +35,9 @@ from pybpfasm.program import ProgramSpec
 
 # A name on bpffs has no dot, and an interface's may have one; '%' goes first, so that no two become one.
 _ESCAPES: Final = str.maketrans({"%": "%25", ".": "%2E"})
+
+# How long after its last packet a handshake is waited for: a SYN is sent again after 1 s and 2 s more.
+_HANDSHAKE_NSEC: Final = 4 * NSEC_PER_SEC
 
 
 def _link(interface: Interface) -> Link:
@@ -121,10 +132,19 @@ class Rewrite:
         return replace(settings, new_flows=False)
 
     def live(self, maps: Mapping[str, Map]) -> int:
-        """Return the number of flows without a reset and without both FINs."""
+        """Return the number of flows without a reset and without both FINs.
+
+        One without a complete handshake counts for the moments in which its client would go on with it: what
+        SYNs from nowhere have left will never end.
+        """
         flows = maps["flows"].values() if "flows" in maps else ()
         ended = (FLOW_RESET, FLOW_BOTH_FINS)
-        return sum(not any(flow.state & bits == bits for bits in ended) for flow in flows)
+        recent = time.monotonic_ns() - _HANDSHAKE_NSEC
+        return sum(
+            bool(flow.state & FLOW_ESTABLISHED or flow.last_seen > recent)
+            and not any(flow.state & bits == bits for bits in ended)
+            for flow in flows
+        )
 
     def counters(self, maps: Mapping[str, Map]) -> dict[str, dict[str, int]]:
         """Return `Counters`, added up."""

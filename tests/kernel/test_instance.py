@@ -8,6 +8,7 @@ import json
 import os
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -24,6 +25,7 @@ from loader.cgroup import Cgroup
 from loader.errors import BpfError
 from loader.objects import Link, Map, Program, prog_query
 from loader.playground import Namespace
+from programs.shared import FLOW_ESTABLISHED
 from pybpfasm.asm import Asm
 from pybpfasm.kernel.context import SkBuff
 from pybpfasm.kernel.enums import AttachType, TcxAction
@@ -68,10 +70,10 @@ def ids(status: dict[str, Any], what: str) -> dict[str, int]:
     return {place: hook["link_id"] for place, hook in places.items() if "link_id" in hook}
 
 
-def add_flow(site: Site, name: str = "default") -> None:
-    """Put a connection into the flow map, as if a SYN had come."""
-    with Map.from_pin(site.fs.path(name) / "maps/flows") as flows:
-        flows.update(FLOW, bytes(flows.value_size))
+def add_flow(site: Site, state: int = FLOW_ESTABLISHED, last_seen: int = 0) -> None:
+    """Put a connection into the flow map, as if its packets had come."""
+    with Map.from_pin(site.fs.path("default") / "maps/flows") as flows:
+        flows.update(FLOW, struct.pack("=QI", last_seen, state).ljust(flows.value_size, b"\0"))
 
 
 # --- up and down --------------------------------------------------------------------------------------------
@@ -680,6 +682,15 @@ def test_status_while_an_instance_drains(site: Site) -> None:
         "changed": True,
         "warnings": ["1 connection(s) had not ended after 0.1 s and are reset"],
     }
+
+
+def test_what_a_flood_has_left_is_not_waited_for(site: Site) -> None:
+    """`down --drain` waits for a handshake as long as it can still be completed."""
+    in_an_hour = time.monotonic_ns() + 3600 * 10**9  # so that it is recent, however slow the machine is
+    for last_seen, seconds, left in ((0, "30", 0), (in_an_hour, "0.1", 1)):
+        site.up()
+        add_flow(site, 0, last_seen)
+        assert len(site.down("--drain", seconds, "--json").json()["warnings"]) == left
 
 
 def test_two_instances_on_two_interfaces(site: Site) -> None:
