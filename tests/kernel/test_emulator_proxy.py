@@ -22,6 +22,7 @@ from pybpfasm.emulator import Emulator, Skb
 from pybpfasm.emulator.host import Segment
 from pybpfasm.kernel.context import SkBuff
 from pybpfasm.net import TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN
+from tests.kernel.programs.rig import memory_for_timers
 from tests.requires import requires
 
 SEED = int(os.environ.get("PYBPFASM_SEED", "0"))
@@ -100,6 +101,8 @@ def test_the_proxys_programs(timers: bool, netns: object) -> None:
     streams = [_packets(rng, egress=False), _packets(rng, egress=True)]
     verdicts: Counter[tuple[int, int]] = Counter()
     with ExitStack() as stack:
+        if settings.timers:
+            stack.enter_context(memory_for_timers())
         shared = {spec.name: stack.enter_context(Map.create(spec)) for one in specs for spec in one.maps}
         kernels = [stack.enter_context(Program.load(spec, shared)) for spec in specs]
         for number in range(1500):
