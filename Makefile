@@ -76,7 +76,7 @@ wheel:
 wheelhouse:
 	@scripts/setup envoy
 	@rm -rf wheelhouse
-	@$(PY) -m pip wheel --quiet --disable-pip-version-check --wheel-dir wheelhouse '.[envoy]'
+	@$(PY) -m pip wheel --quiet --disable-pip-version-check --wheel-dir wheelhouse '.[envoy,metrics]'
 
 install:
 	@scripts/install

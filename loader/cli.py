@@ -109,10 +109,17 @@ def _print_json(value: object) -> None:
 # --- arguments ----------------------------------------------------------------------------------------------
 
 
+_DEFAULT_INSTANCE: Final = "default"
+
+
 def _add_instance(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--name", default="default", metavar="NAME", help="which instance (default: %(default)s)"
+        "--name", default=_DEFAULT_INSTANCE, metavar="NAME", help="which instance (default: %(default)s)"
     )
+    _add_bpffs(parser)
+
+
+def _add_bpffs(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--bpffs", metavar="DIR", help="the bpf file system to use (default: the mounted one)"
     )
@@ -243,10 +250,22 @@ def _parser(words: Sequence[str] = ()) -> tuple[Parser, dict[str, argparse.Argum
     status = command(
         "status",
         "what is attached, what it did, and what is not as it should be",
-        "exit status: 0 all is as it should be, 1 it is not, or nothing is up",
+        "exit status: 0 all is as it should be, 1 it is not, or nothing is up; with --prometheus 0 where "
+        "metrics were printed, whatever they say",
     )
-    _add_instance(status)
-    status.add_argument("--json", action="store_true", help="print facts as JSON")
+    status.add_argument(
+        "--name",
+        metavar="NAME",
+        help=f"which instance (default: {_DEFAULT_INSTANCE}; with --prometheus all that are up)",
+    )
+    _add_bpffs(status)
+    formats = status.add_mutually_exclusive_group()
+    formats.add_argument("--json", action="store_true", help="print facts as JSON")
+    formats.add_argument(
+        "--prometheus",
+        action="store_true",
+        help="print metrics in Prometheus' text format, for node_exporter's textfile collector",
+    )
     status.add_argument(
         "--watch",
         nargs="?",
@@ -500,6 +519,9 @@ def _others(arguments: argparse.Namespace) -> str:
 
 
 def _status(arguments: argparse.Namespace) -> int:
+    if arguments.prometheus:
+        return _metrics(arguments)
+    arguments.name = _DEFAULT_INSTANCE if arguments.name is None else arguments.name
     if arguments.watch is None:
         return _status_once(arguments)
     if not 0 < arguments.watch <= LONGEST_WATCH:  # nan is neither
@@ -532,6 +554,29 @@ def _status_once(arguments: argparse.Namespace) -> int:
     else:
         render(found)
     return DONE if found["healthy"] else FAILED
+
+
+def _metrics(arguments: argparse.Namespace) -> int:
+    if arguments.watch is not None:
+        raise UsageError(
+            "--prometheus prints one document, and --watch would print several", hint="leave --watch out"
+        )
+    from loader.instance import instance_names, open_instance
+    from loader.metrics import exposition
+    from loader.status import document
+
+    found: dict[str, dict[str, Any] | None] = {}
+    everything = arguments.name is None
+    for name in instance_names(arguments.bpffs) if everything else [arguments.name]:
+        instance = open_instance(name, arguments.bpffs)
+        if instance is not None:
+            with instance:
+                found[name] = document(instance)
+        elif not everything:
+            found[name] = None
+    print(end="", flush=True)
+    sys.stdout.buffer.write(exposition(found, everything=everything))
+    return DONE
 
 
 def _dump(arguments: argparse.Namespace) -> int:
@@ -651,10 +696,11 @@ def _explain(error: Exception, words: Sequence[str], full: bool) -> tuple[str, s
     if isinstance(error, PybpfasmError):
         return str(error), "", FAILED
     if isinstance(error, ModuleNotFoundError) and error.name in _PACKAGES:
+        package, other = _PACKAGES[error.name]
         without = "; `status --json` does without" if "status" in words else ""
         return (
-            f"the Python package {error.name!r} is missing",
-            f"{sys.executable} -m pip install {error.name}, or use the Python in .venv{without}",
+            f"the Python package {package!r} is missing",
+            f"{sys.executable} -m pip install {package}, or {other}{without}",
             FAILED,
         )
     if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
@@ -691,8 +737,15 @@ def _drop_what_is_half_made(error: BaseException) -> None:
         sys.unraisablehook = before
 
 
-# What some commands need besides the standard library.
-_PACKAGES: Final = ("pyroute2", "rich")
+# What some commands need besides the standard library: the package of a module, and who else has it.
+_PACKAGES: Final = {
+    "pyroute2": ("pyroute2", "use the Python in .venv"),
+    "rich": ("rich", "use the Python in .venv"),
+    "prometheus_client": (
+        "prometheus-client",
+        "apt-get install python3-prometheus-client for Debian's own Python",
+    ),
+}
 # The errno values with which a write to a file of somebody's choice fails.
 _OUTPUT_FAILS: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 

@@ -231,9 +231,26 @@ def open_instance(name: str, path: str | None = None) -> Instance | None:
             return None
         return Instance(directory)
     except PermissionError as error:
-        raise CapabilityError(
-            f"{directory} cannot be read: {error.strerror}", missing=("CAP_BPF",), hint="run it as root"
-        ) from None
+        raise _unreadable(directory, error) from None
+
+
+def instance_names(path: str | None = None) -> list[str]:
+    """Return the names of the instances that are there, sorted.
+
+    Raises :class:`~loader.errors.CapabilityError` where they cannot be read.
+    """
+    fs = BpfFs.find(path, read_only=True)
+    try:
+        return fs.instances() if fs is not None else []
+    except PermissionError as error:
+        assert fs is not None
+        raise _unreadable(fs.base, error) from None
+
+
+def _unreadable(directory: Path, error: PermissionError) -> CapabilityError:
+    return CapabilityError(
+        f"{directory} cannot be read: {error.strerror}", missing=("CAP_BPF",), hint="run it as root"
+    )
 
 
 def _namespace_of(instance: Instance) -> NetNs | None:

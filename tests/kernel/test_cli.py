@@ -83,6 +83,7 @@ def as_nobody(site: Site, *words: str) -> Outcome:
     No new interpreter: its files may be closed to others. So what the commands import is imported first.
     """
     import loader.down
+    import loader.metrics
     import loader.up  # noqa: F401
 
     reading, writing = os.pipe()
@@ -207,6 +208,7 @@ def test_not_root(site: Site) -> None:
         (up, ["this process lacks CAP_BPF (", "CAP_NET_ADMIN (", "CAP_PERFMON (", "sudo"]),
         (["down", *words], ["this process lacks CAP_BPF, CAP_NET_ADMIN", "sudo"]),
         (["status", *words], ["root"]),
+        (["status", "--prometheus", *words], ["cannot be read: Permission denied", "root"]),
     ):
         outcome = as_nobody(site, *words_)
         assert (outcome.status, outcome.out) == (1, "")

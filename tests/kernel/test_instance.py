@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from loader import features, netns, objects, tc_clsact
 from loader.cgroup import Cgroup
@@ -444,6 +445,57 @@ def test_counters_are_those_of_the_packets(site: Site) -> None:
         assert next(m["entries"] for m in status["maps"] if m["map"] == "flows") == 3
         assert status["envoy"] == {"port": 8080, "listening": True, "addresses": ["127.0.0.1"]}
     assert site.status()["envoy"]["listening"] is False
+
+
+def metrics(site: Site, *words: str) -> dict[tuple[str, ...], float]:
+    """What ``status --prometheus`` prints, read by Prometheus' library: values by name, instance and map."""
+    outcome = site.run("status", "--prometheus", *words)
+    assert (outcome.status, outcome.err) == (0, "")
+    found: dict[tuple[str, ...], float] = {}
+    for family in text_string_to_metric_families(outcome.out):
+        for sample in family.samples:
+            labels = (sample.labels.get(one) for one in ("name", "map"))
+            key = (sample.name, *(one for one in labels if one is not None))
+            assert key not in found
+            found[key] = sample.value
+    return found
+
+
+def test_metrics_are_those_of_the_instance(site: Site) -> None:
+    with echo(8080):
+        site.up()
+        with socket.create_connection(("127.0.0.1", 8000), timeout=5) as connection:
+            exchange(connection, b"x" * 5000)
+        # The connection closes meanwhile, and its last packets count too.
+        counters, found = site.status()["counters"], metrics(site)
+        while (now := site.status()["counters"]) != counters:
+            counters, found = now, metrics(site)
+        assert found["pybpfasm_ingress_new_flows_total", "default"] == 1
+        for hook, named in counters.items():
+            for name, value in named.items():
+                assert found[f"pybpfasm_{hook}_{name}_total", "default"] == value
+        assert found["pybpfasm_map_entries", "default", "flows"] == 1
+        assert found["pybpfasm_map_max_entries", "default", "flows"] == 65536
+        assert found["pybpfasm_healthy", "default"] == found["pybpfasm_envoy_listening", "default"] == 1
+        assert found["pybpfasm_accelerated", "default"] == 1
+    found = metrics(site)
+    assert site.run("status", "--json").status == 1
+    assert found["pybpfasm_healthy", "default"] == found["pybpfasm_envoy_listening", "default"] == 0
+
+
+def test_metrics_of_all_instances_or_of_one(site: Site) -> None:
+    assert metrics(site) == {("pybpfasm_instances",): 0}
+    assert metrics(site, "--name", "default") == {("pybpfasm_healthy", "default"): 0}
+    site.up()
+    add_dummy("eth0")
+    site.up("--name", "web", "--no-accelerate", iface="eth0", ports="9000")
+    both = metrics(site)
+    assert both["pybpfasm_instances",] == 2
+    assert {key[1] for key in both if key[1:]} == {"default", "web"}
+    assert (both["pybpfasm_accelerated", "default"], both["pybpfasm_accelerated", "web"]) == (1, 0)
+    one = metrics(site, "--name", "web")
+    assert {key[1] for key in one if key[1:]} == {"web"}
+    assert one.items() <= both.items()
 
 
 def test_run_counts_where_statistics_are_on(site: Site) -> None:
