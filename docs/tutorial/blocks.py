@@ -99,8 +99,8 @@ def run_command(text: str, folder: Path) -> str:
     # A shell that a command starts finds this one too.
     path = os.pathsep.join((os.path.dirname(sys.executable), os.environ.get("PATH", os.defpath)))
     environment |= {"PATH": path, "PYTHONPATH": str(ROOT), "COLUMNS": "100", "NO_COLOR": "1"}
-    done = subprocess.run(
-        words, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=60
+    done = subprocess.run(  # an emulated processor may take a minute and more
+        words, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=300
     )
     return done.stdout.decode().rstrip("\n")
 
