@@ -22,7 +22,7 @@ from pybpfasm.emulator import Emulator, Skb
 from pybpfasm.emulator.host import Segment
 from pybpfasm.kernel.context import SkBuff
 from pybpfasm.net import TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN
-from tests.kernel.programs.rig import memory_for_timers
+from tests.kernel.programs.rig import place_for_timer
 from tests.requires import requires
 
 SEED = int(os.environ.get("PYBPFASM_SEED", "0"))
@@ -101,14 +101,13 @@ def test_the_proxys_programs(timers: bool, netns: object) -> None:
     streams = [_packets(rng, egress=False), _packets(rng, egress=True)]
     verdicts: Counter[tuple[int, int]] = Counter()
     with ExitStack() as stack:
-        if settings.timers:
-            stack.enter_context(memory_for_timers())
         shared = {spec.name: stack.enter_context(Map.create(spec)) for one in specs for spec in one.maps}
         kernels = [stack.enter_context(Program.load(spec, shared)) for spec in specs]
         for number in range(1500):
             which = rng.randrange(2)
             packet, mark = next(streams[which])
             context = SkBuff.pack(mark=mark)
+            place_for_timer()
             expected = kernels[which].test_run(packet, ctx=context)
             result = ours[which].run(Skb(packet, mark=mark, ifindex=1))
             assert (result.value, result.packet) == (expected.retval, expected.data), (number, packet.hex())

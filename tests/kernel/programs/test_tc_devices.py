@@ -39,7 +39,7 @@ from tests.kernel.programs import frames
 from tests.kernel.programs import scapy_layers as scapy
 from tests.kernel.programs.frames import AH, DESTINATION, FRAGMENT, HOP_BY_HOP, Frame
 from tests.kernel.programs.oracle import ACK, FIN, PSH, RST, SYN
-from tests.kernel.programs.rig import Rig, ready
+from tests.kernel.programs.rig import Rig, place_for_timer, ready
 from tests.requires import requires
 
 ENVOY, SERVICE = 8080, 8000
@@ -103,6 +103,7 @@ class Tun:
     def send(self, frame: Frame, linear: int = 0, cut: int | None = None) -> None:
         """Give a packet to the host, of more than a page only *linear* bytes in the linear part."""
         raw = (frame.but(mac=MAC).bytes() if self.tap else frame.packet())[:cut]
+        place_for_timer()  # the programs run on this CPU, within the call
         os.write(self.file, struct.pack("=BBHHHH", 0, 0, linear, 0, 0, 0) + raw)
 
     def answer(self, frame: Frame, timeout: float = 3.0) -> tuple[int, int, int] | None:
@@ -405,6 +406,7 @@ def test_connections_over_veth(in_netns: NetNs, stack: ExitStack, rig: Rig, fami
         client = stack.enter_context(socket.socket(socket.AF_INET if family == 4 else socket.AF_INET6))
     attach(stack, rig, "srv0")
     client.settimeout(5)
+    place_for_timer()
     client.connect(("192.168.178.10" if family == 4 else "fd00:192::10", SERVICE))
     assert client.getpeername()[1] == SERVICE
     listener.settimeout(5)
