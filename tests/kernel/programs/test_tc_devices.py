@@ -267,6 +267,7 @@ def test_fragments_are_put_together_behind_the_program(
             ip6.remove_payload()
             made = bytes(ip6 / scapy.Raw(extension + piece))
         ethernet = whole.but(mac=MAC).bytes()[:14]
+        place_for_timer()
         os.write(tap.file, bytes(10) + ethernet + made)
     assert tap.answer(whole) == (SERVICE, SYN | ACK, 8)
     assert rig.moved() == {"ingress.new_flows": 1, "ingress.redirected": 1, "egress.restored": 1}
