@@ -377,6 +377,11 @@ class ArrayView:
     def __len__(self) -> int:
         return self._field.count
 
+    @property
+    def sizeof(self) -> int:
+        """The bytes of all elements."""
+        return self._field.size
+
     def __iter__(self) -> Iterator[Any]:
         return (self.at(index) for index in range(self._field.count))
 
@@ -695,6 +700,7 @@ class Struct:
                 f"not at {type(at).__name__}",
                 resolve(capture(None, 2)),
             ) from None
+        address.asm._view_at(address, self.sizeof)
         object.__setattr__(self, "_address", address)
 
     @property

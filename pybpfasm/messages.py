@@ -523,6 +523,12 @@ MESSAGES: Final[tuple[Message, ...]] = (
         "take a reference first (a function such as bpf_task_acquire), or use what the context or another "
         "function of the kernel gave",
     ),
+    _m(  # follows a line about the argument, which can be worded as one about a function of the kernel
+        "global-argument",
+        r"Caller passes invalid args into func#\d+",
+        "this global function is given something else than it declares",
+        "pass the context first and numbers behind it, in the order that the function declares",
+    ),
     _m(
         "kfunc-argument",
         r"(?:arg(?:s)?#(?P<n>\d+)|kernel function \w+ args#(?P<n2>\d+)) (?:expected pointer|pointer type"
@@ -674,9 +680,8 @@ MESSAGES: Final[tuple[Message, ...]] = (
         "let the caller pass an address of its own stack",
     ),
     _m(
-        "global-argument",
-        r"(?:Caller passes invalid args into func#|arg#?)(?P<n>\d+).*"
-        r"|(?<!register )R\d+ is not a (?:scalar|pointer)",
+        "function-argument",
+        r"arg#?(?P<n>\d+).*|(?<!register )R\d+ is not a (?:scalar|pointer)",
         "a function that is verified by itself gets something else than its BTF says",
         "pass the context first and numbers behind it, in the order that the function declares",
     ),

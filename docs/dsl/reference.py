@@ -23,7 +23,7 @@ against the bytes of LLVM's assembler in both byte orders (`tests/data/llvm`); t
 `python -m docs.dsl.reference`, and a test fails when it is out of date.
 
 In the rows `ctx` is a `SkBuff` at r1 (`SkBuff(b.r1)`), `tcp` a `Tcp` and `ip6` an `Ipv6` at r7, `key` a structure of 36
-bytes on the stack (`b.stack(Key)`), `flows` and `stats` are `MapSpec`s, `checksum` is a `@subprogram`; the label `two_on`
+bytes on the stack (`Key(b.r10 - 40)`), `flows` and `stats` are `MapSpec`s, `checksum` is a `@subprogram`; the label `two_on`
 lies two slots behind. `ip4` is a structure with the bit fields `version`, `ihl` (4 bits) and `fragment` (13) at r7. `b.rN` is a register of 64 bits, `b.wN` its lower 32; writing those clears the upper ones.
 """
 
@@ -80,11 +80,50 @@ TAIL: Final = """
 |---|---|
 | `b.u8[…]` to `b.u64[…]` | memory at a register or at `b.rN + number` |
 | `Key(b.r7)`, `Key(b.r10 - 40)` | a view of a structure: its fields are memory |
-| `b.stack(Key)`, `b.stack_bytes(16)` | fresh stack, 8-byte aligned: a view, an address |
+| `b.stack(Key)`, `b.stack_bytes(16)` | fresh stack, 8-byte aligned: a view, an address. Its bytes are not set: where a key has gaps, `b.zero(key)` first. Numbers (`b.r10 - 40`) are for what lies below all that a function takes so; any other is an error |
 | `view.field.signed` | the same memory, loaded with its sign |
 | `view.array[2]`, `view.array.u32(0)`, `view.array.at(1)` | an element, a word of an array of bytes, a view of an element |
 | `view.bits.load(b.rN)`, `view.bits.store(x, scratch=b.rM)` | a bit field, by several instructions; `.unit` is the memory it is in, `.mask` its bits there |
 | `view.field.store(x)` | the same as `view.field = x`, for memory that has a Python name |
+
+## Structures
+
+A structure is a class, `class Key(Struct):`, and its members are fields, laid out as C lays them out: with gaps for
+alignment, unless the class says `packed=True`. `Key.sizeof` and `Key.offsetof("port")` are numbers; `Key.pack(port=80)`
+and `Key.unpack(data)` are the same bytes for Python.
+
+| member | is |
+|---|---|
+| `U8()` to `U64()`, `S8()` to `S64()` | an integer in host order |
+| `Be16()`, `Be32()`, `Be64()` | an integer in network order: constants that are stored are converted |
+| `Array(U64(), 64)`, `Bytes(16)` | elements of one type; bytes |
+| `Nested(Other)`, `Array(Nested(Other), 4)` | a structure in it, several |
+| `U8.bits(3)` | a bit field |
+| `Pointer()` | 8 bytes that hold an address |
+| `U32(at=8)` | the field at this byte |
+
+| class | is |
+|---|---|
+| `class Key(Struct, packed=True)` | without gaps |
+| `class Key(Struct, size=64)` | with room behind the last field |
+| `class Task(Struct, kernel_name="task_struct")` | the name in the kernel's BTF, for [CO-RE](kinds.md) |
+| `class Either(Union)` | all fields at byte 0 |
+
+## Constants
+
+`pybpfasm.kernel.enums` has the constants of the UAPI, generated from BTF. What belongs to a set is an enumeration, whose
+members lack the set's prefix; everything else has its name in C (`BPF_ANY`, `BPF_F_NO_PREALLOC`,
+`BPF_SK_STORAGE_GET_F_CREATE`).
+
+| in C | here |
+|---|---|
+| `TCX_DROP`, `XDP_PASS`, `SK_PASS` | `TcxAction.DROP`, `XdpAction.PASS`, `SkAction.PASS` |
+| `BPF_FUNC_map_lookup_elem` | `Helper.map_lookup_elem` |
+| `BPF_MAP_TYPE_HASH`, `BPF_PROG_TYPE_XDP` | `MapType.HASH`, `ProgType.XDP` |
+| `BPF_TCX_INGRESS`, `BPF_CGROUP_INET4_CONNECT` | `AttachType.TCX_INGRESS`, `AttachType.CGROUP_INET4_CONNECT` |
+| `BPF_SOCK_OPS_RTT_CB`, `BPF_SOCK_OPS_RTT_CB_FLAG` | `SockOp.RTT_CB`, `SockOpsFlag.RTT_CB` |
+| `BPF_TCP_ESTABLISHED` | `TcpState.ESTABLISHED` |
+| `BPF_FIB_LKUP_RET_SUCCESS` | `FibLookupResult.SUCCESS` |
 """
 
 

@@ -175,6 +175,7 @@ class Asm:
         "_referring",
         "_regs",
         "_stack",
+        "_stack_by_hand",
         "_terminated",
         "_used",
         "_verdicts",
@@ -243,6 +244,7 @@ class Asm:
         self._depth = 0
         self._terminated = False
         self._stack = 0
+        self._stack_by_hand: list[tuple[int, int, Origin]] = []  # offsets from r10 that were written, sizes
         self._calls: dict[Subprogram, None] = {}  # in the order of the first calls
         self._verdicts: type[IntEnum] | None = None  # of the program that this is the main function of
         # The frame that wrote last, its code, and where it was called.
@@ -299,7 +301,8 @@ class Asm:
     def stack_bytes(self, size: int) -> Address:
         """The address of *size* fresh bytes of stack, 8-byte aligned.
 
-        Their contents are not set. Raises `AsmError` above 512 bytes in all.
+        Their contents are not set. Raises `AsmError` above 512 bytes in all. What is written by hand,
+        ``b.r10 - 8``, must lie below all that a function takes here; `AsmError` where it does not.
         """
         if not isinstance(size, int) or size < 1:
             raise self._error(f"{size!r} bytes of stack can't be had: at least 1")
@@ -310,7 +313,7 @@ class Asm:
                 "use a map for what is large"
             )
         self._stack = taken
-        return self.r10 - taken
+        return Address(self, isa.FRAME_POINTER, -taken)
 
     # Named macros.
     def lea(self, target: Reg, what: Address | Struct | ArrayView | Mem) -> None:
@@ -339,13 +342,15 @@ class Asm:
                 isa.ALU64 | Alu.ADD | isa.K, target.index, 0, 0, self._immediate(address.offset, False)
             )
 
-    def zero(self, what: Struct, start: int = 0) -> None:
-        """Store zeros over *what* from byte *start*: as few aligned stores as the size allows.
+    def zero(self, what: Struct | ArrayView, start: int = 0) -> None:
+        """Store zeros over *what*, a view of a structure or of an array, from byte *start*.
 
-        Raises `AsmError` for what is no view of a structure.
+        These are as few aligned stores as the size allows.
+
+        Raises `AsmError` for what is neither.
         """
-        if not isinstance(what, Struct):
-            raise self._error(f"zero takes a view of a structure, not {a(what)}")
+        if not isinstance(what, (Struct, ArrayView)):
+            raise self._error(f"zero takes a view of a structure or of an array, not {a(what)}")
         address, size = what.address, what.sizeof
         at = start
         while at < size:
@@ -484,6 +489,16 @@ class Asm:
         return LoopBlock(self, condition)
 
     # Below: how it is done.
+    def _by_hand(self, offset: int, size: int = 1) -> None:
+        """Keep in mind that *size* bytes at r10 plus *offset* are named by a number."""
+        if -STACK_LIMIT <= offset < 0:
+            self._stack_by_hand.append((offset, size, self._capture(2)))
+
+    def _view_at(self, address: Address, size: int) -> None:
+        """Keep in mind a view that begins below what the function has taken so far."""
+        if address.base == isa.FRAME_POINTER and address.offset < -self._stack:
+            self._by_hand(address.offset, size)
+
     def here(self) -> SourceLocation:
         """The Python line that is being executed, as messages show it."""
         return resolve(capture(self.entry, 2))
@@ -735,6 +750,14 @@ class Asm:
             raise AsmError(what, resolve(loose.origin))
         if not self._body:
             raise AsmError(f"{self.name} has no instructions")
+        taken = self._stack
+        for offset, size, written in self._stack_by_hand:
+            if taken and offset + size > -taken:
+                raise AsmError(
+                    f"r10{offset:+d} is in the {taken} bytes below r10 that b.stack() and b.stack_bytes() "
+                    "gave out: take these from b.stack_bytes() too",
+                    resolve(written),
+                )
         require_marks(self)
         at_end = any(
             place == len(self._body) and label in self._used for label, place in self._places.items()

@@ -444,6 +444,8 @@ class Reg:
             raise self.asm._error(f"{self.name} is 32 bits wide and can't hold an address")
         if not isinstance(offset, int):
             raise self._no_offset(offset, "+")
+        if self.index == FRAME_POINTER:
+            self.asm._by_hand(offset)
         return Address(self.asm, self.index, offset)
 
     def __sub__(self, offset: Operand) -> Address:
@@ -451,6 +453,8 @@ class Reg:
             raise self._no_offset(offset, "-")
         if self.is_w:
             raise self.asm._error(f"{self.name} is 32 bits wide and can't hold an address")
+        if self.index == FRAME_POINTER:
+            self.asm._by_hand(-offset)
         return Address(self.asm, self.index, -offset)
 
     def _no_offset(self, offset: object, sign: str) -> AsmError:

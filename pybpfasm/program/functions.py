@@ -139,8 +139,21 @@ def global_function(context: type[Struct], *arguments: str) -> Callable[[Callabl
 
     It takes the program's context, of type *context*, in r1, and in r2 and up at most four integers, of which
     nothing is known inside; of its result the caller knows as little. So there are fewer states to follow.
-    Raises `AsmError` for more arguments, and for what is no plain function.
+    Raises `AsmError` for more arguments, a context that is no structure, and what is no plain function.
     """
+    given: object = context
+    if not (isinstance(given, type) and issubclass(given, Struct)):
+        shown = repr(given) if isinstance(given, str) else type(given).__name__
+        raise AsmError(
+            f"a global function takes the program's context first, such as SkBuff, not {shown}: "
+            'what takes only numbers takes it too, @global_function(SkBuff, "number")',
+            resolve(capture(None, 2)),
+        )
+    if not all(isinstance(argument, str) for argument in arguments):
+        raise AsmError(
+            'a global function names its numbers: @global_function(SkBuff, "length")',
+            resolve(capture(None, 2)),
+        )
     if len(arguments) > 4:
         raise AsmError(
             f"a global function takes at most 4 arguments beside its context; got {len(arguments)}",

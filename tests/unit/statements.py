@@ -59,7 +59,7 @@ def namespace(b: Asm) -> dict[str, Any]:
         "tcp": net.Tcp(b.r7),
         "ip6": net.Ipv6(b.r7),
         "ip4": Ip4(b.r7),
-        "key": b.stack(Key),
+        "key": Key(b.r10 - 40),
         "Helper": Helper,
         "U16": layout.U16,
         "flows": FLOWS,

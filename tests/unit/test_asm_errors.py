@@ -159,7 +159,7 @@ CASES: dict[str, tuple[str, str]] = {
     ),
     "r2 ** 2": ("b.r2 **= 2  # <-", "there is no instruction that does this"),
     "r2 = key": (
-        "b.r2 = stored  # <-",
+        "b.r2 = inner  # <-",
         "the address of that takes two instructions: b.lea(b.rN, …)",
     ),
     "address plus register": (
@@ -238,7 +238,7 @@ CASES: dict[str, tuple[str, str]] = {
     ),
     "zero of an address": (
         "b.zero(b.r10 - 8)  # <-",
-        "zero takes a view of a structure, not the address r10-8",
+        "zero takes a view of a structure or of an array, not the address r10-8",
     ),
     "stack of a view": ("b.stack(tcp)  # <-", "stack takes a structure's class, not Tcp"),
     "a helper by name": ("b.call('bpf_map_lookup_elem')  # <-", "; did you mean Helper.map_lookup_elem?"),
@@ -276,6 +276,19 @@ CASES: dict[str, tuple[str, str]] = {
         "16 more bytes of stack make 520; a function has 512: use a map for what is large",
     ),
     "stack of a negative size": ("b.stack_bytes(-8)  # <-", "-8 bytes of stack can't be had"),
+    "a number in what stack() took": (
+        "b.u64[b.r10 - 8] = b.r3  # <-\nb.stack(Tcp)\nb.ret(0)\n*finish",
+        "r10-8 is in the 24 bytes below r10 that b.stack() and b.stack_bytes() gave out: "
+        "take these from b.stack_bytes() too",
+    ),
+    "the address of a number in what stack_bytes() took": (
+        "key = b.stack_bytes(16)\nb.u64[key] = 0\nb.lea(b.r2, b.r10 - 16)  # <-\nb.ret(0)\n*finish",
+        "r10-16 is in the 16 bytes below r10 that b.stack() and b.stack_bytes() gave out",
+    ),
+    "a view by number that ends in what stack() took": (
+        "b.stack(Tcp)\nTcp(b.r10 - 32).dest = 80  # <-\nb.ret(0)\n*finish",
+        "r10-32 is in the 24 bytes below r10",
+    ),
     # Values that are none.
     "float": ("b.r2 = 1.5  # <-", "a register can't be set to float"),
     "None": ("b.r2 = None  # <-", "a register can't be set to NoneType"),
@@ -459,6 +472,19 @@ CASES: dict[str, tuple[str, str]] = {
         "@subprogram  # <-\ndef f(b): b.ret(0)",
         'a subprogram names its arguments: @subprogram("data", "length"), or @subprogram()',
     ),
+    "global_function without a context": (
+        "@global_function('total')  # <-\ndef f(b): b.ret(0)",
+        "a global function takes the program's context first, such as SkBuff, not 'total': "
+        'what takes only numbers takes it too, @global_function(SkBuff, "number")',
+    ),
+    "global_function without parentheses": (
+        "@global_function  # <-\ndef f(b): b.ret(0)",
+        "a global function takes the program's context first, such as SkBuff, not function",
+    ),
+    "global_function of a structure": (
+        "@global_function(SkBuff, Tcp)  # <-\ndef f(b): b.ret(0)",
+        'a global function names its numbers: @global_function(SkBuff, "length")',
+    ),
 }
 
 
@@ -471,7 +497,7 @@ def run(title: str, source: str) -> None:
     names: dict[str, Any] = {name: getattr(asm, name) for name in asm.__all__}
     names |= {name: getattr(program, name) for name in program.__all__}
     names |= {"b": b, "ctx": SkBuff(b.r1), "tcp": net.Tcp(b.r7), "ip": net.Ipv4(b.r7), "ip6": net.Ipv6(b.r7)}
-    names |= {"stored": net.Tcp(b.r10 - 24), "FLOWS": FLOWS, "STATS": STATS, "U16": layout.U16}
+    names |= {"inner": net.Tcp(b.r7 + 24), "Tcp": net.Tcp, "FLOWS": FLOWS, "STATS": STATS, "U16": layout.U16}
     names |= {"SkBuff": SkBuff, "AttachType": AttachType, "Helper": Helper, "__name__": "cases"}
     exec(compile(source, filename, "exec"), names)
 

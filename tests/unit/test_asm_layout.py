@@ -232,6 +232,32 @@ def test_views_reach_every_byte() -> None:
     assert (view.address.base, view.address.offset, Outer.sizeof) == (7, 8, 64)
 
 
+def test_an_array_is_zeroed() -> None:
+    """By stores as they could be written one by one; other members keep what they have."""
+
+    class Event(Struct):
+        port = layout.U16()
+        addr = Bytes(7)
+        times = Array(U32(), 3)
+        more = U32()
+
+    zeroed, stored = Asm("zeroed"), Asm("stored")
+    view, same = zeroed.stack(Event), stored.stack(Event)  # 32 bytes each, from r10 - 32 on
+    zeroed.zero(view.addr)
+    zeroed.zero(view.times)
+    zeroed.ret(0)
+    at = same.address
+    stored.u16[at + 2] = 0
+    stored.u32[at + 4] = 0
+    stored.u8[at + 8] = 0
+    stored.u32[at + 12] = 0
+    stored.u64[at + 16] = 0
+    stored.ret(0)
+    assert [(i.opcode, i.dst, i.offset, i.imm) for i in zeroed.finish()] == [
+        (i.opcode, i.dst, i.offset, i.imm) for i in stored.finish()
+    ]
+
+
 def test_a_base_class_lends_its_fields() -> None:
     """What a derived structure adds comes behind."""
 

@@ -62,6 +62,12 @@ def test_the_manual_page_has_every_option_of_up() -> None:
     assert described == known
 
 
+@pytest.mark.parametrize("package", ["pybpfasm", "loader"])
+def test_type_checkers_may_look_into_what_is_a_library(package: str) -> None:
+    """Without the marker of PEP 561 mypy refuses to: "missing library stubs or py.typed marker"."""
+    assert (ROOT / package / "py.typed").is_file()
+
+
 def test_the_addresses_of_the_playground() -> None:
     """The Vagrant machines have those of the namespaced playground."""
     script = (ROOT / "scripts" / "vagrant" / "network").read_text()
