@@ -55,7 +55,8 @@ class Emulator:
     ``cpus`` is how many CPUs there are and ``cpu`` the one that programs run on. ``random`` is what
     ``get_prandom_u32`` draws from: anything with ``getrandbits``. ``boot_offset`` and ``tai_offset`` are what
     those clocks are ahead of the monotonic one. ``task`` is the process on whose behalf programs run, ``mtu``
-    holds the devices by number, for ``check_mtu``, and ``sysctl`` the limits that ``setsockopt`` keeps.
+    holds the devices by number, for ``check_mtu`` and for helpers that want one to be there, and ``sysctl``
+    the limits that ``setsockopt`` keeps.
     """
 
     def __init__(

@@ -479,9 +479,12 @@ def tcp_sock(run: Run, sk: int) -> int:
 
 @helper(Helper.get_listener_sock)
 def get_listener_sock(run: Run, sk: int) -> int:
-    """The socket where it listens, or 0."""
-    socket = socket_at(run, sk)
-    return socket_pointer(run, socket) if socket.state == TcpState.LISTEN else 0
+    """The socket where it listens, of a request the one that listens for it, or 0."""
+    socket: Socket | None = socket_at(run, sk)
+    assert socket is not None
+    if socket.state == TcpState.NEW_SYN_RECV:  # sk_to_full_sk
+        socket = run.emulator.sockets.listener(IPPROTO_TCP, socket.src, socket.src_port, socket.netns)
+    return 0 if socket is None or socket.state != TcpState.LISTEN else socket_pointer(run, socket)
 
 
 @helper(Helper.sk_storage_get)
@@ -502,9 +505,10 @@ def sk_storage_get(run: Run, map: int, sk: int, value: int, flags: int) -> int:
 
 @helper(Helper.sk_storage_delete)
 def sk_storage_delete(run: Run, map: int, sk: int) -> int:
-    """0, -ENOENT where there was none."""
+    """0, -ENOENT where there was none, -EINVAL for what is no full socket."""
     one = run.map(map, SkStorage)
-    return -EINVAL if not sk else one.drop(socket_at(run, sk))
+    socket = socket_at(run, sk) if sk else None
+    return -EINVAL if socket is None or not socket.full else one.drop(socket)
 
 
 _ENROLS: Final = (SockOp.PASSIVE_ESTABLISHED_CB, SockOp.ACTIVE_ESTABLISHED_CB, SockOp.TCP_LISTEN_CB)

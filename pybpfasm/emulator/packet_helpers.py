@@ -12,6 +12,7 @@ from pybpfasm.emulator.errnos import (
     EAFNOSUPPORT,
     EFAULT,
     EINVAL,
+    ENODEV,
     ENOMEM,
     ENOTSUPP,
 )
@@ -464,6 +465,18 @@ def set_hash(run: Run, context: int, value: int) -> int:
 # --- Where to. ---
 
 
+def _is_device(run: Run, number: int) -> bool:
+    """Whether the host has a device of this number: the packet's own, one of `Emulator.mtu` or of a route."""
+    ctx = run.context
+    own: set[int] = set()
+    if isinstance(ctx, (Skb, Xdp)):
+        names = (
+            ("ifindex", "ingress_ifindex") if isinstance(ctx, Skb) else ("ingress_ifindex", "egress_ifindex")
+        )
+        own = {int(ctx[name]) for name in names} - {0} or {0}  # a test may not have given it a number
+    return number in own or number in run.emulator.mtu or number in run.emulator.routes.devices
+
+
 @helper(Helper.redirect)
 def redirect(run: Run, ifindex: int, flags: int) -> int:
     """The verdict that sends the packet to an interface."""
@@ -508,7 +521,7 @@ def redirect_neigh(run: Run, ifindex: int, parameters: int, size: int, flags: in
 def clone_redirect(run: Run, context: int, ifindex: int, flags: int) -> int:
     """Send a copy of the packet to an interface; it lands in `Emulator.sent`."""
     skb = run.is_context(context, Skb)
-    if flags & ~BPF_F_INGRESS:
+    if flags & ~BPF_F_INGRESS or not _is_device(run, ifindex & U32):
         result = -EINVAL
     else:
         way = "in" if flags & BPF_F_INGRESS else "out"
@@ -676,6 +689,8 @@ def _fib(run: Run, raw: bytearray, flags: int) -> int:
     routes = run.emulator.routes
     if v6 and (_strict(destination) or _strict(bytes(raw[16:32]))):
         return FibLookupResult.NOT_FWDED
+    if not _is_device(run, asked.ifindex):
+        return -ENODEV
     if not routes.forwarding:
         return FibLookupResult.FWD_DISABLED
 
@@ -685,7 +700,7 @@ def _fib(run: Run, raw: bytearray, flags: int) -> int:
 
     if flags & BPF_FIB_LOOKUP_DIRECT and flags & BPF_FIB_LOOKUP_TBID:
         put("tbid", 0)
-    route = routes.find(destination)
+    route = routes.find(destination, oif=asked.ifindex if flags & BPF_FIB_LOOKUP_OUTPUT else 0)
     refused = routes.refusal(route)
     if refused is not None:
         return refused
@@ -699,6 +714,11 @@ def _fib(run: Run, raw: bytearray, flags: int) -> int:
     if route.gateway is not None:
         raw[32 : 32 + len(route.gateway)] = route.gateway
         put("family", AF_INET if len(route.gateway) == 4 else AF_INET6)
+    if flags & BPF_FIB_LOOKUP_SRC:
+        if route.prefsrc is None and v6:
+            return FibLookupResult.NO_SRC_ADDR
+        prefsrc = route.prefsrc or bytes(4)
+        raw[16 : 16 + len(prefsrc)] = prefsrc
     if not flags & BPF_FIB_LOOKUP_SKIP_NEIGH:
         if route.neighbour is None:
             return FibLookupResult.NO_NEIGH

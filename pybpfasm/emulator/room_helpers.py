@@ -73,6 +73,8 @@ def skb_adjust_room(run: Run, context: int, difference: int, mode: int, flags: i
     """Make or remove room behind the link header or the network header; 0 or an errno."""
     skb = run.is_context(context, Skb)
     result = _adjust(run, skb, s32(difference), mode & U32, flags)
+    if not result and not flags & BPF_F_ADJ_ROOM_NO_CSUM_RESET and skb.checksum == "unnecessary":
+        skb.checksum, skb.csum_level = "none", 0  # __skb_reset_checksum_unnecessary
     skb.moved(run, "skb_adjust_room")
     return result
 
@@ -207,6 +209,7 @@ def check_mtu(run: Run, context: int, ifindex: int, length: int, difference: int
     header = Ethernet.sizeof
     if isinstance(ctx, Xdp):
         ctx.sync()
-    size = (asked + header if asked else len(ctx.data)) + s32(difference)
+    # The kernel counts in an int, which a length may overflow.
+    size = s32((asked + header if asked else len(ctx.data)) + difference)
     run.write(length, mtu.to_bytes(4, order), "the length")
     return BPF_MTU_CHK_RET_SUCCESS if size <= mtu + header else BPF_MTU_CHK_RET_FRAG_NEEDED

@@ -7,6 +7,7 @@ import ipaddress
 from dataclasses import dataclass
 from typing import Literal
 
+from pybpfasm.emulator.faults import EmulatorError
 from pybpfasm.kernel.enums import FibLookupResult
 
 __all__ = ["Route", "Routes"]
@@ -18,7 +19,9 @@ Kind = Literal["unicast", "local", "blackhole", "unreachable", "prohibit"]
 class Route:
     """Where packets for *network* go.
 
-    ``neighbour`` is the hardware address of the next hop, ``None`` where it is not known (NO_NEIGH).
+    ``neighbour`` is the hardware address of the next hop, ``None`` where it is not known (NO_NEIGH), and
+    ``source`` that of the device ``ifindex``. ``prefsrc`` is the address that packets are sent from, which
+    BPF_FIB_LOOKUP_SRC asks for; ``None`` where the host has none.
     """
 
     network: ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -29,6 +32,7 @@ class Route:
     source: bytes = bytes(6)
     mtu: int = 1500
     metric: int = 0
+    prefsrc: bytes | None = None
 
 
 class Routes:
@@ -49,8 +53,17 @@ class Routes:
         source: bytes = bytes(6),
         mtu: int = 1500,
         metric: int = 0,
+        prefsrc: str | None = None,
     ) -> Route:
-        """Add a route for *network*, such as ``10.0.0.0/8``."""
+        """Add a route for *network*, such as ``10.0.0.0/8``.
+
+        Raises `EmulatorError` for a ``prefsrc`` of another IP version.
+        """
+        if (
+            prefsrc is not None
+            and ipaddress.ip_address(prefsrc).version != ipaddress.ip_network(network).version
+        ):
+            raise EmulatorError(f"packets for {network} can't be sent from {prefsrc}: another version of IP")
         route = Route(
             ipaddress.ip_network(network),
             kind,
@@ -60,18 +73,28 @@ class Routes:
             source,
             mtu,
             metric,
+            None if prefsrc is None else ipaddress.ip_address(prefsrc).packed,
         )
         self._routes.append(route)
         return route
 
-    def find(self, address: bytes) -> Route | None:
-        """The route of the longest prefix for *address* (4 or 16 bytes)."""
+    @property
+    def devices(self) -> set[int]:
+        """The devices that routes lead to."""
+        return {route.ifindex for route in self._routes if route.ifindex}
+
+    def find(self, address: bytes, *, oif: int = 0) -> Route | None:
+        """The route of the longest prefix for *address* (4 or 16 bytes).
+
+        With *oif*, IPv4 routes to other devices are passed over; IPv6 takes them all the same.
+        """
         wanted = ipaddress.ip_address(address)
         best: Route | None = None
         for route in self._routes:
             if (
                 route.network.version == wanted.version
                 and wanted in route.network
+                and (not oif or wanted.version == 6 or route.kind != "unicast" or route.ifindex == oif)
                 and (best is None or route.network.prefixlen > best.network.prefixlen)
             ):
                 best = route

@@ -26,14 +26,17 @@ from pybpfasm.kernel.enums import (
     BPF_CSUM_LEVEL_INC,
     BPF_CSUM_LEVEL_QUERY,
     BPF_CSUM_LEVEL_RESET,
+    BPF_F_ADJ_ROOM_NO_CSUM_RESET,
     BPF_F_BROADCAST,
     BPF_F_EXCLUDE_INGRESS,
     BPF_F_INVALIDATE_HASH,
+    BPF_F_NO_PREALLOC,
     BPF_F_RDONLY_PROG,
     BPF_F_RECOMPUTE_CSUM,
     BPF_FIB_LOOKUP_DIRECT,
     BPF_FIB_LOOKUP_OUTPUT,
     BPF_FIB_LOOKUP_SKIP_NEIGH,
+    BPF_FIB_LOOKUP_SRC,
     BPF_FIB_LOOKUP_TBID,
     FibLookupResult,
     MapType,
@@ -559,13 +562,18 @@ def test_set_tstamp(packet: bytes, clock: int, stamp: int) -> None:
         (1, 0, 0, 2),
         (1, 5, 0, 1),
         (1, 0, 1, 1),
+        *[
+            (1, asked, by, 0)
+            for asked in (2**31 - 14, 2**31, 2**32 - 15, 2**32 - 1)
+            for by in (-1, 0, 2**31 - 1)
+        ],
     ],
 )
 def test_check_mtu(
     ifindex: int, asked: int, difference: int, flags: int, kind: ProgType, netns: object
 ) -> None:
     body = f"""
-    r1 = {asked}
+    r1 = {asked} ll
     *(u32 *)(r10 {RESULT}) = r1
     r1 = r6
     r2 = {ifindex}
@@ -680,6 +688,15 @@ def test_csum_level(levels: tuple[int, ...], complete: bool) -> None:
     both(program("".join(calls)), complete=complete)
 
 
+@pytest.mark.parametrize("difference", [-8, 0, 8, 0x1000])
+@pytest.mark.parametrize("flags", [0, BPF_F_ADJ_ROOM_NO_CSUM_RESET])
+def test_verified_checksums_of_a_packet_with_other_headers(difference: int, flags: int) -> None:
+    ask = f"r1 = r6\nr2 = {_MORE}\ncall bpf_csum_level\n" * 2
+    ask += f"r1 = r6\nr2 = {difference}\nr3 = 0\nr4 = {flags}\ncall bpf_skb_adjust_room\n{_saved(0)}"
+    found = both(program(f"{ask}r1 = r6\nr2 = {_QUERY}\ncall bpf_csum_level"))
+    assert found.value == (1 if flags or difference == 0x1000 else 2**32 - 13)
+
+
 _UPDATE = "r1 = r6\nr2 = 0\ncall bpf_csum_update\n"
 _STORE = f"r3 = r10\nr3 += {INPUT}\nr5 = {BPF_F_RECOMPUTE_CSUM}\ncall bpf_skb_store_bytes\n"
 
@@ -734,6 +751,13 @@ def test_store_bytes_invalidates_the_hash() -> None:
 @pytest.mark.parametrize("flags", [0, 1])
 def test_redirect_neigh(size: int, flags: int) -> None:
     both(program(f"r1 = 1\nr2 = r10\nr2 += {INPUT}\nr3 = {size}\nr4 = {flags}\ncall bpf_redirect_neigh"))
+
+
+@pytest.mark.parametrize(("ifindex", "found"), [(1, 0), (0, -22), (99, -22), (-1, -22)])
+@pytest.mark.parametrize("flags", [0, 1, 2])
+def test_clone_redirect(ifindex: int, found: int, flags: int, netns: object) -> None:
+    spec = program(f"r1 = r6\nr2 = {ifindex}\nr3 = {flags}\ncall bpf_clone_redirect")
+    assert both(spec).value == (found if flags < 2 else -22) % 2**32
 
 
 @pytest.mark.parametrize("type", [MapType.DEVMAP, MapType.DEVMAP_HASH, MapType.CPUMAP, MapType.XSKMAP])
@@ -926,6 +950,75 @@ def test_fib_lookup(kind: ProgType, forwarding: int, routed: tuple[int, bytes]) 
     assert found.value == FibLookupResult.FWD_DISABLED
 
 
+_SOURCED = BPF_FIB_LOOKUP_SRC | BPF_FIB_LOOKUP_SKIP_NEIGH
+
+
+@pytest.mark.parametrize("kind", [ProgType.SCHED_CLS, ProgType.XDP], ids=lambda kind: kind.name)
+@pytest.mark.parametrize("v6", [False, True], ids=["v4", "v6"])
+def test_fib_lookup_of_devices_and_sources(kind: ProgType, v6: bool, routed: tuple[int, bytes]) -> None:
+    """Devices that are there and not, routes to others than the one asked for, addresses to send from."""
+    from pyroute2 import IPRoute
+
+    index, hardware = routed
+    via, other, target = ("fd01::2", "fd77::1", "fd02::9") if v6 else ("10.1.0.2", "10.7.0.1", "10.2.0.9")
+    chosen = "fd11::9" if v6 else "10.11.0.9"
+    with IPRoute() as ip:
+        far = ip.link_lookup(ifname="far0")[0]
+        ip.addr("add", index=far, address=other, prefixlen=64 if v6 else 24, **({"flags": 2} if v6 else {}))
+        ip.route("add", dst=chosen, dst_len=128 if v6 else 32, gateway=via, oif=index, prefsrc=other)
+        if not v6:  # where the route to another device is passed over
+            ip.route("add", dst="10.0.0.0/8", oif=far)
+    for name in ("lo", "out0", "far0"):
+        Path(f"/proc/sys/net/{'ipv6' if v6 else 'ipv4'}/conf/{name}/forwarding").write_text("1")
+
+    def prepare(emulator: Emulator) -> None:
+        routes = emulator.routes
+        routes.forwarding = True
+        known = {"ifindex": index, "source": hardware, "mtu": 1400, "gateway": via}
+        known |= {"neighbour": b"\2\0\0\0\0\2", "metric": 1024 if v6 else 0}
+        routes.add("fd02::/16" if v6 else "10.2.0.0/16", prefsrc="fd01::1" if v6 else "10.1.0.1", **known)  # type: ignore[arg-type]
+        routes.add(chosen, prefsrc=other, **known)  # type: ignore[arg-type]
+        if v6:
+            emulator.mtu[far] = 1500
+        else:
+            routes.add("10.0.0.0/8", ifindex=far, prefsrc=other)
+
+    copy = "\n".join(
+        f"r2 = *(u64 *)(r10 {INPUT + at})\n*(u64 *)(r10 {RESULT + at}) = r2" for at in range(0, 64, 8)
+    )
+    seen = {}
+    for address in (target, chosen):
+        for device in (1, index, far, 0, 99):
+            for flags in (0, BPF_FIB_LOOKUP_OUTPUT, _SOURCED, BPF_FIB_LOOKUP_OUTPUT | _SOURCED):
+                asked = bytearray(FibLookup.pack(ifindex=device, family=AF_INET6 if v6 else AF_INET))
+                asked[32 : 32 + len(_address(address))] = _address(address)
+                call = f"r1 = r6\nr2 = r10\nr2 += {RESULT}\nr3 = 64\nr4 = {flags}\ncall bpf_fib_lookup"
+                spec = program(f"{copy}\n{call}", data=bytes(asked), kind=kind)
+                seen[address, device, flags] = both(spec, prepare=prepare)
+    assert seen[target, 99, 0].value == seen[target, 0, 0].value == 2**32 - 19
+    answer = FibLookupResult.SUCCESS if v6 else FibLookupResult.NOT_FWDED
+    assert seen[target, 1, BPF_FIB_LOOKUP_OUTPUT].value == answer
+    assert seen[target, far, BPF_FIB_LOOKUP_OUTPUT | _SOURCED].out[16:20] == (index if v6 else far).to_bytes(
+        4, "little"
+    )
+    assert seen[chosen, 1, _SOURCED].out[24 : 24 + len(_address(other))] == _address(other)
+    if not v6:
+        return
+    with IPRoute() as ip:
+        for device in (1, index, far):
+            ip.flush_addr(index=device)
+
+    def nothing(emulator: Emulator) -> None:
+        emulator.routes.forwarding = True
+        emulator.routes.add("fd02::/16", ifindex=index, gateway=via, metric=1024)
+
+    asked = bytearray(FibLookup.pack(ifindex=1, family=AF_INET6))
+    asked[32:48] = _address(target)
+    call = f"r1 = r6\nr2 = r10\nr2 += {RESULT}\nr3 = 64\nr4 = {_SOURCED}\ncall bpf_fib_lookup"
+    spec = program(f"{copy}\n{call}", data=bytes(asked), kind=kind)
+    assert both(spec, prepare=nothing).value == FibLookupResult.NO_SRC_ADDR
+
+
 _LOOK_UP = f"""
 r1 = r6
 r2 = r10
@@ -981,6 +1074,18 @@ def test_sockets_of_a_handshake(kind: ProgType, netns: object) -> None:
             + f"{_saved(0)}r1 = r8\ncall bpf_sk_release\nr0 = *(u64 *)(r10 {RESULT})"
         )
         assert both(program(twice, data=asked, kind=kind), prepare=prepare).value == TcpState.NEW_SYN_RECV
+        if kind is ProgType.XDP:
+            return
+        # What they say of a request: the socket that listens for it is found, and it has no storage.
+        request = _LOOK_UP.format(name="skc_lookup_tcp", low="0xffffffff") + "r8 = r0\nr0 = 99\n"
+        release = "r1 = r8\ncall bpf_sk_release\n" + f"r0 = *(u64 *)(r10 {RESULT})"
+        state = f"if r0 == 0 goto +1\nr0 = *(u32 *)(r0 +{BpfSock.offsetof('state')})"
+        listening = f"r1 = r8\ncall bpf_get_listener_sock\n{state}\n"
+        stored = "r1 = map storage\nr2 = r8\ncall bpf_sk_storage_delete\n"
+        storage = MapSpec("storage", MapType.SK_STORAGE, U32(), U32(), 0, flags=BPF_F_NO_PREALLOC)
+        for calls, answer in ((listening, TcpState.LISTEN), (stored, 2**32 - 22)):
+            body = f"{request}if r8 == 0 goto +8\n{calls}{_saved(0)}{release}"
+            assert both(program(body, data=asked, texts=(storage,)), prepare=prepare).value == answer
 
 
 @pytest.mark.parametrize("flags", [0, 0xFFFFFFFF, 1, 2, 7, 0x4_00000000, 0xFFFF_FFFFFFFF, 1 << 60])

@@ -297,6 +297,13 @@ def test_bind_before_connect() -> None:
     assert other.src_port == 4000
 
 
+def test_a_route_is_not_used_with_an_address_of_another_version() -> None:
+    routes = Emulator().routes
+    with pytest.raises(EmulatorError, match=r"packets for fd02::/16 can't be sent from 10\.1\.0\.1"):
+        routes.add("fd02::/16", ifindex=2, prefsrc="10.1.0.1")
+    assert routes.find(bytes.fromhex("fd02") + bytes(14)) is None
+
+
 def test_the_fault_of_a_helper_that_this_type_does_not_have() -> None:
     with pytest.raises(EmulatorFault, match="SCHED_CLS program may not call"):
         Emulator().load(spec("r2 = 0\nr3 = 1\nr4 = 0\ncall bpf_msg_pop_data\nexit")).run(Skb(PACKET))
