@@ -371,17 +371,27 @@ def _module(name: str) -> ModuleType:
 
 def _file(path: str) -> ModuleType:
     name = Path(path).stem
+    # Two programs of one file share its maps, so it is executed once, where another module has its name too.
+    for known_as in (name, str(Path(path).resolve())):
+        known = sys.modules.get(known_as)
+        if known is None:
+            break
+        origin = getattr(known, "__file__", None)
+        if origin and Path(origin).exists() and Path(origin).samefile(path):
+            return known
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise CliError(f"{path} is no Python file")
     module = importlib.util.module_from_spec(spec)
-    sys.modules.setdefault(name, module)
+    sys.modules[known_as] = module
     sys.path.insert(0, str(Path(path).resolve().parent))
     try:
         spec.loader.exec_module(module)
     except OSError:
+        sys.modules.pop(known_as, None)
         raise
     except Exception as error:
+        sys.modules.pop(known_as, None)
         raise _import_error(path, error) from error
     return module
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -56,6 +57,42 @@ def test_extract(tmp_path: Path) -> None:
     assert out.read_bytes() == b"\x09"
     assert main([str(DATA / "tailcalls_v3.o"), "--extract", "small", "-o", str(out)]) == 0
     assert out.read_bytes() == read_object((DATA / "tailcalls_v3.o").read_bytes()).program("small").code()
+
+
+SHARED = """
+from pybpfasm import U32, U64, Asm, Helper, MapSpec, MapType, SkBuff, sched_cls
+
+hits = MapSpec("hits", MapType.ARRAY, U32(), U64(), 1)
+
+
+@sched_cls()
+def first(b: Asm, ctx: SkBuff) -> None:
+    b.r1 = hits
+    b.ret(0)
+
+
+@sched_cls()
+def second(b: Asm, ctx: SkBuff) -> None:
+    b.r1 = hits
+    b.ret(0)
+"""
+
+
+def test_programs_of_one_file_share_its_maps(tmp_path: Path) -> None:
+    """However the file is named; another file may import it, and a module of Python's have its name."""
+    (tmp_path / "of_one_file.py").write_text(SHARED)
+    (tmp_path / "glob.py").write_text(SHARED)
+    third = SHARED.replace("first", "third").replace("second", "fourth")
+    third = third.replace("hits = MapSpec", "from of_one_file import hits\n\nother = MapSpec")
+    (tmp_path / "of_another.py").write_text(third)
+    relative = os.path.relpath(tmp_path / "of_one_file.py")
+    out = tmp_path / "out.o"
+    targets = [f"{tmp_path}/of_another.py:third", f"{tmp_path}/of_one_file.py:first", f"{relative}:second"]
+    assert main([*targets, "-o", str(out)]) == 0
+    read = read_object(out.read_bytes())
+    assert set(read.programs) == {"first", "second", "third"}
+    assert [one.name for one in read.maps.values()] == ["hits"]
+    assert main([f"{tmp_path}/glob.py:first", f"{tmp_path}/glob.py:second", "-o", str(out)]) == 0
 
 
 @pytest.mark.parametrize(
