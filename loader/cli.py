@@ -439,6 +439,7 @@ def _up(arguments: argparse.Namespace) -> int:
     assert plan is not None
     document = _plan_document(plan) | {
         "changed": result.changed,
+        "changes": result.changes,
         "created": result.created,
         "path": str(result.path),
         "warnings": result.warnings,
@@ -461,6 +462,8 @@ def _up(arguments: argparse.Namespace) -> int:
 def _print_result(result: Result) -> None:
     what = "is up" if result.created else "has been changed" if result.changed else "was up like this already"
     print(f"instance {result.name!r} {what}, pinned at {result.path}")
+    for change in result.changes:
+        print(f"  {change}")
 
 
 def _dry_run(request: Request, arguments: argparse.Namespace) -> int:

@@ -31,7 +31,10 @@ _MNT_DETACH: Final = 2  # linux/fs.h
 
 @dataclass(slots=True)
 class Result:
-    """What ``up`` or ``down`` did. ``changed`` is false where there was nothing to do."""
+    """What ``up`` or ``down`` did. ``changed`` is false where there was nothing to do.
+
+    ``changes`` says what ``up`` changed of an instance that was there already.
+    """
 
     name: str
     changed: bool
@@ -39,6 +42,7 @@ class Result:
     warnings: list[str] = field(default_factory=list)
     plan: Plan | None = None
     created: bool = False
+    changes: list[str] = field(default_factory=list)
 
 
 class Interrupted(LoaderError):

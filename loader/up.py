@@ -18,6 +18,7 @@ from typing import Any, Final
 from loader import features
 from loader import plan as planning
 from loader.bpffs import Staging
+from loader.changes import differences, lingering, method
 from loader.errors import AttachError, BpfError, ConflictError, LoaderError
 from loader.holders import DirectHolder, FilterHolder, Holder, LinkHolder, has_clsact
 from loader.instance import Instance, removal_rank
@@ -66,10 +67,11 @@ def _up(plan: Plan, session: Session, clock: Clock) -> Result:
         before = stack.enter_context(Instance(final)) if final.is_dir() else None
         result.created = before is None
         _refuse_conflicts(plan, session, before)
-        if before is not None and _is_same(before, plan):
-            result.changed = False
-            return result
         if before is not None:
+            result.changes = differences(before, plan)
+            if not result.changes:
+                result.changed = False
+                return result
             result.warnings += _about_change(before, plan)
         maps, kept = _maps(plan, before, stack)
         clock("maps")
@@ -120,25 +122,6 @@ def _loaded(spec: ProgramSpec, fds: dict[str, int], ports: Ports) -> Program:
             f"the kernel takes no program with {len(ports.ranges)} separate ports or ranges: {reason}",
             hint="name fewer, or ranges that hold more",
         ) from error
-
-
-def _is_same(before: Instance, plan: Plan) -> bool:
-    if before.raw_settings != SettingsValue.pack(**settings_value(plan)) or before.settings is None:
-        return False
-    if before.settings.ports != plan.settings.ports:
-        return False
-    there = {(one.ifindex, one.link_type, one.name, one.method) for one in before.interfaces}
-    wanted = {(one.index, one.link_type, one.name, _method(plan)) for one in plan.interfaces}
-    idle = before.holders.keys() - {hook.key for hook in plan.hooks} - lingering(before)
-    return there == wanted and not idle and not before.drift()
-
-
-def _method(plan: Plan) -> str:
-    return "tcx" if plan.tcx else "clsact"
-
-
-def lingering(before: Instance) -> frozenset[str]:
-    return before.mode.lingers(before.maps) if before.mode is not None else frozenset()
 
 
 def _about_change(before: Instance, plan: Plan) -> list[str]:
@@ -255,7 +238,7 @@ def _pin_state(plan: Plan, before: Instance | None, staging: Staging, stack: Exi
             "ifindex": one.index,
             "link_type": one.link_type,
             "name": one.name,
-            "method": _method(plan),
+            "method": method(plan),
             "made_qdisc": int(_makes_qdisc(plan, before, one)),
         }
         for one in plan.interfaces
@@ -303,7 +286,7 @@ def _attach(
         session.checkpoint()
         program = programs[hook.program]
         old = there.get((int(hook.attach_type), _number(plan, hook, maps)))
-        if hook.interface is not None and not (same_netns and old and old.method == _method(plan)):
+        if hook.interface is not None and not (same_netns and old and old.method == method(plan)):
             old = None
         if old is not None and before is not None:
             previous = _program_of(before, old, stack)
