@@ -285,7 +285,7 @@ def timer_init(run: Run, timer: int, map: int, flags: int) -> int:
     from pybpfasm.emulator.emulator import Timer
 
     key = _timer_key(run, timer)
-    if flags & U32 not in (0, 1, 7):  # CLOCK_REALTIME, CLOCK_MONOTONIC, CLOCK_BOOTTIME
+    if flags not in (0, 1, 7):  # CLOCK_REALTIME, CLOCK_MONOTONIC, CLOCK_BOOTTIME
         return -EINVAL
     if key in run.emulator.timers:
         return -EBUSY

@@ -57,7 +57,9 @@ from pybpfasm.isa import Atomic
 from pybpfasm.kernel.context import BpfSock, BpfTcpSock, SkBuff
 from pybpfasm.kernel.defines import BPF_F_TEST_STATE_FREQ
 from pybpfasm.kernel.enums import (
+    BPF_F_INNER_MAP,
     BPF_F_NO_PREALLOC,
+    BPF_F_RDONLY,
     BPF_RINGBUF_BUSY_BIT,
     BPF_RINGBUF_DISCARD_BIT,
     BPF_RINGBUF_HDR_SZ,
@@ -663,6 +665,43 @@ def test_operations_on_maps_of_objects(spec: MapSpec) -> None:
             assert found == wanted, (key, flags)
             outcomes[found] += 1
     assert len(outcomes) > 2, outcomes
+
+
+_INNERS = (
+    MapSpec("hash", MapType.HASH, U32(), U64(), 3),
+    MapSpec("larger", MapType.HASH, U32(), U64(), 30),
+    MapSpec("sparse", MapType.HASH, U32(), U64(), 3, flags=BPF_F_NO_PREALLOC),
+    MapSpec("watched", MapType.HASH, U32(), U64(), 3, flags=BPF_F_RDONLY),
+    MapSpec("bytes", MapType.HASH, U32(), 16, 3),
+    MapSpec("locked", MapType.HASH, U32(), Locked, 3),
+    MapSpec("array", MapType.ARRAY, U32(), U64(), 3),
+    MapSpec("longer", MapType.ARRAY, U32(), U64(), 30),
+    MapSpec("any", MapType.ARRAY, U32(), U64(), 3, flags=BPF_F_INNER_MAP),
+    MapSpec("any_longer", MapType.ARRAY, U32(), U64(), 30, flags=BPF_F_INNER_MAP),
+    MapSpec("each", MapType.PERCPU_ARRAY, U32(), U64(), 3),
+    MapSpec("each_longer", MapType.PERCPU_ARRAY, U32(), U64(), 30),
+    MapSpec("lru", MapType.LRU_HASH, U32(), U64(), 4096),
+    MapSpec("queue", MapType.QUEUE, None, U64(), 3),
+    MapSpec("queue_longer", MapType.QUEUE, None, U64(), 30),
+    MapSpec("ring", MapType.RINGBUF, None, None, 4096),
+    MapSpec("ring_longer", MapType.RINGBUF, None, None, 8192),
+)
+
+
+@pytest.mark.parametrize("inner", _INNERS, ids=lambda spec: spec.name)
+def test_what_is_like_an_inner_map(inner: MapSpec) -> None:
+    outer = MapSpec("outer", MapType.HASH_OF_MAPS, U32(), U32(), 2, inner=inner)
+    emulator = Emulator(cpus=possible_cpus())
+    ours = emulator.map(outer)
+    taken = []
+    with Map.create(outer) as kernels:
+        for other in _INNERS:
+            with Map.create(other) as one:
+                found = _attempt(ours, "update", (0, emulator.map(other)))
+                assert found == _attempt(kernels, "update", (0, one)), other.name
+            if found is None:
+                taken.append(other.name)
+    assert inner.name in taken and len(taken) < 4
 
 
 def _errno(call: Callable[..., object], *arguments: Any) -> object:

@@ -26,10 +26,12 @@ from pybpfasm.kernel.enums import (
     BPF_CSUM_LEVEL_INC,
     BPF_CSUM_LEVEL_QUERY,
     BPF_CSUM_LEVEL_RESET,
+    BPF_EXIST,
     BPF_F_ADJ_ROOM_NO_CSUM_RESET,
     BPF_F_BROADCAST,
     BPF_F_EXCLUDE_INGRESS,
     BPF_F_INVALIDATE_HASH,
+    BPF_F_LOCK,
     BPF_F_NO_PREALLOC,
     BPF_F_RDONLY_PROG,
     BPF_F_RECOMPUTE_CSUM,
@@ -38,17 +40,19 @@ from pybpfasm.kernel.enums import (
     BPF_FIB_LOOKUP_SKIP_NEIGH,
     BPF_FIB_LOOKUP_SRC,
     BPF_FIB_LOOKUP_TBID,
+    BPF_NOEXIST,
     FibLookupResult,
     MapType,
     ProgType,
     TcpState,
 )
-from pybpfasm.kernel.values import BpfSpinLock
+from pybpfasm.kernel.values import BpfSpinLock, BpfTimer
 from pybpfasm.layout import U32, Nested, Struct
 from pybpfasm.maps import MapSpec
 from pybpfasm.net import AF_INET, AF_INET6
 from pybpfasm.program import ProgramSpec
 from pybpfasm.text import assemble
+from tests.kernel.programs.rig import memory_for_timers
 
 CPU = sorted(os.sched_getaffinity(0))[-1]
 OUT = MapSpec("out", MapType.ARRAY, U32(), 256, 1)
@@ -824,6 +828,36 @@ class Locked(Struct):
     """A map's value with a lock."""
 
     lock = Nested(BpfSpinLock)
+
+
+class Timed(Struct):
+    """A map's value with a timer and a lock."""
+
+    timer = Nested(BpfTimer)
+    lock = Nested(BpfSpinLock)
+    number = U32()
+
+
+_AT = f"r2 = r10\nr2 += {INPUT + 64}\n"  # the key, zeros
+
+
+@pytest.mark.parametrize("type", [MapType.ARRAY, MapType.HASH], ids=lambda type: type.name)
+@pytest.mark.parametrize("flags", [0, BPF_NOEXIST, BPF_EXIST, BPF_F_LOCK, BPF_EXIST | BPF_F_LOCK])
+def test_a_timer_where_its_value_is_replaced(type: MapType, flags: int) -> None:
+    timed = MapSpec("timed", type, U32(), Timed, 4)
+
+    def put(flags: int) -> str:
+        return f"r1 = map timed\n{_AT}r3 = r10\nr3 += {INPUT}\nr4 = {flags}\ncall bpf_map_update_elem\n"
+
+    def init(flags: int) -> str:
+        found = f"r1 = map timed\n{_AT}call bpf_map_lookup_elem\nif r0 == 0 goto +6\nr1 = r0\n"
+        return f"{found}r2 = map timed\nr3 = {flags} ll\ncall bpf_timer_init\n"
+
+    delete = f"r1 = map timed\n{_AT}call bpf_map_delete_elem\n"
+    with memory_for_timers():
+        for clock in (1, 2, 7, 16, 1 << 32 | 1):
+            calls = (put(0), init(clock), init(1), put(flags), init(1), delete, init(1))
+            both(program("".join(call + _saved(at) for at, call in enumerate(calls)), texts=(timed,)))
 
 
 PROGRAMS = MapSpec("programs", MapType.PROG_ARRAY, U32(), U32(), 1)

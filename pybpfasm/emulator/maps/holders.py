@@ -10,7 +10,17 @@ from pybpfasm.emulator.faults import EmulatorError
 from pybpfasm.emulator.maps.base import Map, MapError
 from pybpfasm.emulator.memory import Memory, Region
 from pybpfasm.emulator.sockets import Socket
-from pybpfasm.kernel.enums import BPF_ANY, BPF_EXIST, BPF_NOEXIST, MapType, TcpState
+from pybpfasm.kernel.enums import (
+    BPF_ANY,
+    BPF_EXIST,
+    BPF_F_INNER_MAP,
+    BPF_F_RDONLY,
+    BPF_F_WRONLY,
+    BPF_NOEXIST,
+    MapType,
+    TcpState,
+)
+from pybpfasm.maprules import kernel_owned
 from pybpfasm.maps import MapSpec
 
 if TYPE_CHECKING:
@@ -206,12 +216,21 @@ class MapOfMaps(_Holder):
         if not isinstance(value, Map):
             raise EmulatorError(f"map {self.name} holds maps, not {value!r}")
         inner = self.spec.inner
-        if inner is not None and (inner.type, inner.key_size, inner.value_size) != (
-            value.type,
-            value.key_size,
-            value.value_size,
-        ):
+        if inner is not None and not self._alike(inner, value.spec):
             raise MapError(self.name, f"{value!r} is not like the inner map {inner.name}", EINVAL)
+
+    def _alike(self, inner: MapSpec, other: MapSpec) -> bool:
+        """``bpf_map_meta_equal`` and ``array_map_meta_equal``."""
+        if inner.type is MapType.ARRAY and not inner.flags & BPF_F_INNER_MAP:
+            cpus = self.emulator.cpus
+            if inner.entries(cpus) != other.entries(cpus):
+                return False
+        permanent = ~(BPF_F_RDONLY | BPF_F_WRONLY)
+        return (
+            (inner.type, inner.key_size, inner.value_size) == (other.type, other.key_size, other.value_size)
+            and inner.flags & permanent == other.flags & permanent
+            and list(kernel_owned(inner.value)) == list(kernel_owned(other.value))
+        )
 
 
 class ProgArray(_Holder):

@@ -254,6 +254,7 @@ class Array(Map):
         element.data[:] = value
         for start, end, data in kept:
             element.data[start:end] = data
+        self.emulator.cancel_timers(element)
         return 0
 
     def remove(self, key: bytes) -> int:
@@ -276,6 +277,7 @@ class Array(Map):
         """Set every element to zeros."""
         for element in self._elements.values():
             element.data[:] = bytes(self.value_size)
+            self.emulator.cancel_timers(element)
 
     def items_raw(self) -> list[tuple[bytes, Any]]:
         return [
