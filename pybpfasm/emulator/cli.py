@@ -11,6 +11,7 @@ import struct
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Final
 
 from pybpfasm.emulator.conformance import run_instructions
 from pybpfasm.emulator.context import Context, Skb, Xdp
@@ -19,6 +20,7 @@ from pybpfasm.emulator.faults import EmulatorError, EmulatorFault
 from pybpfasm.emulator.run import Step, lines
 from pybpfasm.errors import PybpfasmError
 from pybpfasm.kernel.enums import ProgType
+from pybpfasm.net import Ethernet
 from pybpfasm.program import ProgramSpec
 
 __all__ = ["Stepper", "main", "read_pcap", "run_bare", "run_program"]
@@ -26,8 +28,16 @@ __all__ = ["Stepper", "main", "read_pcap", "run_bare", "run_program"]
 _HELP = "Enter or n: on, b: back, g N: go to step N, c: to the end, r: registers, q: leave"
 
 
-def read_pcap(data: bytes) -> Iterator[bytes]:
-    """The packets of a capture file (pcap, of either byte order and resolution); raises `EmulatorError`."""
+# Link types of captures, https://www.tcpdump.org/linktypes.html: Ethernet, and packets that begin with IP.
+_ETHERNET: Final = 1
+_RAW: Final = (12, 14, 101, 228, 229)
+
+
+def read_pcap(data: bytes, *, link_header: bool = True) -> Iterator[bytes]:
+    """The packets of a capture file (pcap, of either byte order and resolution); raises `EmulatorError`.
+
+    They are Ethernet frames, or without *link_header* IP packets, for which a capture of frames will do too.
+    """
     orders = {
         b"\xd4\xc3\xb2\xa1": "<",
         b"\xa1\xb2\xc3\xd4": ">",
@@ -39,12 +49,21 @@ def read_pcap(data: bytes) -> Iterator[bytes]:
         hint = "; it is pcapng: tcpdump -r IN -w OUT converts it" if data[:4] == b"\n\r\r\n" else ""
         raise EmulatorError(f"this is no pcap file{hint}")
     at = 24
-    while at + 16 <= len(data):
-        length = struct.unpack_from(order + "I", data, at + 8)[0]
+    if len(data) < at:
+        raise EmulatorError("the capture is cut off in its header")
+    kind = struct.unpack_from(order + "I", data, 20)[0] & 0xFFFF
+    if kind != _ETHERNET and (link_header or kind not in _RAW):
+        raise EmulatorError(
+            f"its packets do not begin with an Ethernet header (link type {kind}): capture on an Ethernet "
+            "interface, not on 'any'"
+        )
+    begin = Ethernet.sizeof if kind == _ETHERNET and not link_header else 0
+    while at < len(data):
+        length = struct.unpack_from(order + "I", data, at + 8)[0] if at + 16 <= len(data) else 0
         packet = data[at + 16 : at + 16 + length]
-        if len(packet) != length:
+        if at + 16 > len(data) or len(packet) != length:
             raise EmulatorError(f"the capture is cut off in the packet at byte {at}")
-        yield packet
+        yield packet[begin:]
         at += 16 + length
 
 
@@ -99,11 +118,11 @@ class Stepper:
         return self.show()
 
 
-def _contexts(options: argparse.Namespace) -> list[tuple[int, bytes]]:
+def _contexts(options: argparse.Namespace, link_header: bool) -> list[tuple[int, bytes]]:
     """The packets to run on, each with its number."""
     if options.pcap is not None:
         try:
-            packets = list(enumerate(read_pcap(Path(options.pcap).read_bytes()), 1))
+            packets = list(enumerate(read_pcap(Path(options.pcap).read_bytes(), link_header=link_header), 1))
         except EmulatorError as error:
             raise EmulatorError(f"{options.pcap}: {error}") from None
         if options.packet is not None:
@@ -166,7 +185,7 @@ def run_program(spec: ProgramSpec, options: argparse.Namespace, ask: Callable[[s
     program = emulator.load(spec)
     status = 0
     traced = options.trace or options.step
-    for number, packet in _contexts(options):
+    for number, packet in _contexts(options, spec.type is not ProgType.CGROUP_SKB):
         which = f"packet {number}: " if options.pcap is not None else ""
         fault: EmulatorFault | None = None
         try:

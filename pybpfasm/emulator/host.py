@@ -464,7 +464,8 @@ class Host:
             checksum="partial" if mode == "partial" else "unnecessary" if mode == "received" else "none",
             link_header=interface.link_header,
             ifindex=interface.ifindex,
-            ingress_ifindex=interface.ifindex,
+            # No device has received what the host itself sends.
+            ingress_ifindex=interface.ifindex if programs is interface.ingress else 0,
             mark=mark,
         )
         for program in programs:

@@ -296,6 +296,35 @@ def test_a_partial_checksum_is_not_cut_off(family: int, netns: object) -> None:
     assert expected == b"".join(n.to_bytes(8, "little", signed=True) for n in (-22, -22, 0, 0, 0))
 
 
+# --- What a host's packets look like. ---
+
+_SEEN = ("pkt_type", "mark", "protocol", "vlan_present", "ingress_ifindex", "ifindex")
+
+
+@pytest.mark.parametrize("egress", [True, False], ids=["egress", "ingress"])
+def test_the_devices_of_a_packet(egress: bool, netns: object) -> None:
+    text = "".join(
+        f"r2 = *(u32 *)(r1 +{SkBuff.offsetof(name)})\nr9 = value out\n*(u32 *)(r9 +{4 * i}) = r2\n"
+        for i, name in enumerate(_SEEN)
+    )
+    spec = spec_of(f"{text}r0 = -1\nexit", ProgType.SCHED_CLS)
+    with ExitStack() as stack:
+        maps = {"out": stack.enter_context(Map.create(OUT))}
+        program = stack.enter_context(Program.load(spec, maps))
+        hook = AttachType.TCX_EGRESS if egress else AttachType.TCX_INGRESS
+        stack.enter_context(Link.tcx(program, socket.if_nametoindex("lo"), hook))
+        stack.enter_context(connection())
+        expected = bytes(maps["out"][0])
+    emulator = Emulator()
+    host = Host(emulator)
+    lo = host.interfaces["lo"]
+    (lo.egress if egress else lo.ingress).append(emulator.load(spec))
+    host.listen(80)
+    host.connect("127.0.0.1", 80)
+    assert emulator.map("out")[0].hex(" ", 4) == expected.hex(" ", 4)
+    assert expected[20:24] == (1).to_bytes(4, "little")
+
+
 # --- Messages. ---
 
 

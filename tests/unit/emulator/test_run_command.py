@@ -44,8 +44,8 @@ def module(tmp_path: Path) -> str:
     return str(path)
 
 
-def pcap(*packets: bytes, order: str = "<") -> bytes:
-    out = struct.pack(order + "IHHiIII", 0xA1B2C3D4, 2, 4, 0, 0, 65535, 1)
+def pcap(*packets: bytes, order: str = "<", link_type: int = 1) -> bytes:
+    out = struct.pack(order + "IHHiIII", 0xA1B2C3D4, 2, 4, 0, 0, 65535, link_type)
     for packet in packets:
         out += struct.pack(order + "IIII", 0, 0, len(packet), len(packet)) + packet
     return out
@@ -56,6 +56,24 @@ def test_captures(order: str) -> None:
     assert list(read_pcap(pcap(b"one", b"three", order=order))) == [b"one", b"three"]
     with pytest.raises(EmulatorError, match="cut off"):
         list(read_pcap(pcap(b"one", order=order)[:-1]))
+
+
+def test_link_types_of_captures() -> None:
+    frame = bytes(12) + b"\x08\0E" + bytes(19)
+    assert list(read_pcap(pcap(frame), link_header=False)) == [frame[14:]]
+    for raw in (12, 101, 228):
+        assert list(read_pcap(pcap(frame[14:], link_type=raw), link_header=False)) == [frame[14:]]
+        with pytest.raises(EmulatorError, match=rf"no.* Ethernet header \(link type {raw}\)"):
+            list(read_pcap(pcap(frame[14:], link_type=raw)))
+    for link_header in (False, True):  # LINKTYPE_LINUX_SLL2, what -i any gives
+        with pytest.raises(EmulatorError, match=r"\(link type 276\).* not on 'any'"):
+            list(read_pcap(pcap(frame, link_type=276), link_header=link_header))
+
+
+@pytest.mark.parametrize("length", [4, 23, 25, 39])
+def test_a_capture_that_ends_in_a_header(length: int) -> None:
+    with pytest.raises(EmulatorError, match="cut off"):
+        list(read_pcap(pcap(bytes(20))[:length]))
 
 
 def test_what_is_no_capture() -> None:
