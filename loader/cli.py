@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from loader.errors import MORE_FILES, LoaderError, UsageError
-from pybpfasm import streams
+from pybpfasm import streams, usage
 from pybpfasm.version import ShowVersion
 
 if TYPE_CHECKING:
@@ -38,40 +38,11 @@ ACCELERATE: Final = ("auto", "always", "never")
 CLSACT_VARIABLE: Final = "PYBPFASM_ATTACH"  # "clsact": do without TCX, for tests
 
 
-class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors say what was meant, and end with status 2."""
+class Parser(usage.Parser):
+    """A parser whose errors end the command with status 2."""
 
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(_friendlier(self, message), hint=f"`{self.prog} --help` shows what can be said")
-
-
-def _friendlier(parser: argparse.ArgumentParser, message: str) -> str:
-    """Add to argparse's own words what was probably meant."""
-    import difflib
-    import re
-
-    if found := re.search(r"invalid choice: '([^']*)'", message):
-        close = difflib.get_close_matches(found[1], COMMANDS, n=1)
-        wanted = f"; did you mean {close[0]!r}?" if close else f"; known are {', '.join(COMMANDS)}"
-        return f"there is no command {found[1]!r}{wanted}"
-    return message
-
-
-def _check_options(parser: argparse.ArgumentParser, words: Sequence[str]) -> None:
-    """Refuse an option that the command does not have, and name the one that was probably meant.
-
-    argparse would first complain of something that is missing because of the mistake.
-    """
-    import difflib
-
-    for word in words:
-        if word == "--":
-            return
-        option = word.partition("=")[0]
-        known = parser._option_string_actions
-        if word.startswith("--") and option not in known:
-            close = difflib.get_close_matches(option, known, n=1)
-            parser.error(f"there is no option {option}{f'; did you mean {close[0]}?' if close else ''}")
+    def refuse(self, message: str, hint: str) -> NoReturn:
+        raise UsageError(message, hint=hint)
 
 
 class Clock:
@@ -110,6 +81,7 @@ def _print_json(value: object) -> None:
 
 
 _DEFAULT_INSTANCE: Final = "default"
+_STRAY: Final = "an instance is named with --name"
 
 
 def _add_instance(parser: argparse.ArgumentParser) -> None:
@@ -123,12 +95,6 @@ def _add_bpffs(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--bpffs", metavar="DIR", help="the bpf file system to use (default: the mounted one)"
     )
-
-
-def _accelerate(text: str) -> str:
-    if text not in ACCELERATE:
-        raise argparse.ArgumentTypeError(f"{text!r} is none of {', '.join(ACCELERATE)}")
-    return text
 
 
 def _add_proxy(parser: argparse.ArgumentParser) -> None:
@@ -157,7 +123,7 @@ def _add_proxy(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--accelerate",
-        type=_accelerate,
+        choices=ACCELERATE,
         default="auto",
         metavar="WHEN",
         help="the socket-to-socket short-cut between Envoy and the application: auto (default: where this "
@@ -198,7 +164,7 @@ def _add_proxy(parser: argparse.ArgumentParser) -> None:
     _add_instance(parser)
 
 
-def _parser(words: Sequence[str] = ()) -> tuple[Parser, dict[str, argparse.ArgumentParser]]:
+def _parser(words: Sequence[str] = ()) -> tuple[Parser, dict[str, Parser]]:
     """Return the parser for a command line, and those of the commands by name."""
     from loader import __doc__ as about
 
@@ -206,18 +172,17 @@ def _parser(words: Sequence[str] = ()) -> tuple[Parser, dict[str, argparse.Argum
         prog=PROG,
         description="A transparent ingress proxy: TCP connections for an application go through Envoy.",
         epilog="exit status: 0 done, 1 failed, 2 usage, 128+N ended by signal N",
-        allow_abbrev=False,
     )
     assert about
     parser.add_argument("--debug", action="store_true", help="show the Python traceback of an error")
     parser.add_argument("--version", action=ShowVersion)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=Parser)
 
-    made: dict[str, argparse.ArgumentParser] = {}
+    made: dict[str, Parser] = {}
 
-    def command(name: str, text: str, epilog: str = "") -> argparse.ArgumentParser:
+    def command(name: str, text: str, epilog: str = "") -> Parser:
         one = commands.add_parser(
-            name, help=text, description=text[0].upper() + text[1:] + ".", epilog=epilog, allow_abbrev=False
+            name, help=text, description=text[0].upper() + text[1:] + ".", epilog=epilog
         )
         one.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
         made[name] = one
@@ -237,6 +202,7 @@ def _parser(words: Sequence[str] = ()) -> tuple[Parser, dict[str, argparse.Argum
     up.add_argument("--timings", action="store_true", help="show where the time went")
 
     down = command("down", "remove what up made")
+    down.stray = _STRAY
     _add_instance(down)
     down.add_argument(
         "--drain",
@@ -253,6 +219,7 @@ def _parser(words: Sequence[str] = ()) -> tuple[Parser, dict[str, argparse.Argum
         "exit status: 0 all is as it should be, 1 it is not, or nothing is up; with --prometheus 0 where "
         "metrics were printed, whatever they say",
     )
+    status.stray = _STRAY
     status.add_argument(
         "--name",
         metavar="NAME",
@@ -603,6 +570,10 @@ def _dump(arguments: argparse.Namespace) -> int:
 def _write_elf(path: str, specs: Sequence[ProgramSpec]) -> None:
     from pybpfasm.elf import write_object
 
+    if not path:
+        raise UsageError(
+            "--elf needs the name of a file", hint="write --elf FILE, or --elf - for standard output"
+        )
     names = [spec.name for spec in specs]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
@@ -665,7 +636,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     except BrokenPipeError:
         # Who read our output has gone; nothing more can be said there.
-        _give_up_output()
+        streams.give_up_output()
         return FAILED
     except Exception as error:
         own = words[: words.index("--")] if "--" in words else words
@@ -673,9 +644,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             import traceback
 
             traceback.print_exc()
-        full = isinstance(error, OSError) and error.errno in _OUTPUT_FAILS and error.filename is None
+        full = streams.output_fails(error)
         if full:
-            _give_up_output()
+            streams.give_up_output()
         message, hint, status = _explain(error, words, full)
         if hint == MORE_FILES:
             _drop_what_is_half_made(error)
@@ -749,13 +720,6 @@ _PACKAGES: Final = {
         "apt-get install python3-prometheus-client for Debian's own Python",
     ),
 }
-# The errno values with which a write to a file of somebody's choice fails.
-_OUTPUT_FAILS: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
-
-
-def _give_up_output() -> None:
-    """Let what is left in the buffer of standard output go nowhere, now and when the interpreter ends."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC), 1)
 
 
 def _run_and_flush(words: list[str]) -> int:
@@ -771,15 +735,17 @@ def _run_and_flush(words: list[str]) -> int:
 
 def _run(words: list[str]) -> int:
     parser, commands = _parser(words)
-    command = next((word for word in words if not word.startswith("-")), "")
-    if command in commands:
-        _check_options(commands[command], words[words.index(command) + 1 :])
-    arguments, extra = parser.parse_known_args(words)
-    if extra:
-        # That of all commands would say so too, and point to a help that does not show what can be said.
-        named = command in ("down", "status") and not extra[0].startswith("-")
-        instance = f"; an instance is named with --name {extra[0]}" if named else ""
-        commands.get(command, parser).error(f"{' '.join(extra)!r} is not understood{instance}")
-    if arguments.command is None:
-        raise UsageError("no command was given", hint=f"known are {', '.join(COMMANDS)}; see --help")
+    arguments = usage.parse(parser, commands, words)
+    if arguments.command == "run":
+        _refuse_stray(words, arguments.envoy_arguments)
     return COMMANDS[arguments.command](arguments)
+
+
+def _refuse_stray(words: list[str], for_envoy: list[str]) -> None:
+    """Envoy gets what stands behind ``--``, and not what was meant for us."""
+    behind = len(words) - words.index("--") - 1 if "--" in words else 0
+    if stray := for_envoy[: len(for_envoy) - behind]:
+        raise UsageError(
+            f"{' '.join(stray)!r} is not understood",
+            hint="what is for Envoy stands behind --; --iface and --ports may be repeated",
+        )

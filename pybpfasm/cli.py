@@ -27,9 +27,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
-from pybpfasm import streams
+from pybpfasm import streams, usage
 from pybpfasm.errors import PybpfasmError, suggestion
 from pybpfasm.version import ShowVersion
 
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ELF_MAGIC",
     "CliError",
+    "Parser",
     "UsageError",
     "level_option",
     "load_programs",
@@ -58,25 +59,38 @@ class CliError(PybpfasmError):
 
 
 class UsageError(CliError):
-    """The command was not written as it must be."""
+    """The command was not written as it must be; ``hint`` says what to do, where the message does not."""
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.hint = hint
+
+
+class Parser(usage.Parser):
+    """A parser whose errors end the command with status 2."""
+
+    def refuse(self, message: str, hint: str) -> NoReturn:
+        raise UsageError(message, hint)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit status."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     streams.prepare()
+    # The findings of a check are a list, to which it adds what it cannot read.
+    json = arguments[:1] == ["elf"] and "--json" in arguments
+    return _guarded(lambda: _command(arguments), json=json)
+
+
+def _command(arguments: list[str]) -> int:
     foreign = {"check": "check", "elf": "elf.cli"}.get(arguments[0] if arguments else "")
-    if foreign is not None:
-        # The findings of a check are a list, to which it adds what it cannot read.
-        json = "--json" in arguments and foreign != "check"
-        return _guarded(lambda: _foreign(foreign, arguments[1:]), json=json)
     try:
-        options, extra = _parser().parse_known_args(arguments)
-        if extra:  # said by the command's own parser, which shows what can be said
-            options.parser.error(f"unrecognized arguments: {' '.join(extra)}")
-    except SystemExit as stop:
+        if foreign is not None:
+            return _foreign(foreign, arguments[1:])
+        options = usage.parse(*_parser(), arguments)
+    except SystemExit as stop:  # the help or the version was shown
         return stop.code if isinstance(stop.code, int) else 2
-    return _guarded(lambda: int(options.run(options)))
+    return int(options.run(options))
 
 
 def _guarded(command: Any, *, json: bool = False) -> int:
@@ -86,13 +100,15 @@ def _guarded(command: Any, *, json: bool = False) -> int:
         sys.stdout.flush()
         return status
     except BrokenPipeError:  # whoever read our output has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        streams.give_up_output()
         return 1
     except (PybpfasmError, OSError) as error:
-        if json:
+        if streams.output_fails(error):
+            streams.give_up_output()
+        elif json:
             from json import dumps
 
-            print(dumps({"error": _words(error)}, indent=2))
+            print(dumps({"error": _words(error), "hint": getattr(error, "hint", "")}, indent=2))
         return tell(error)
     except KeyboardInterrupt:
         return 130
@@ -100,30 +116,35 @@ def _guarded(command: Any, *, json: bool = False) -> int:
 
 def tell(error: PybpfasmError | OSError) -> int:
     """Say on standard error what went wrong; returns the exit status."""
-    print(f"pybpfasm: {_words(error)}", file=sys.stderr)
+    hint = getattr(error, "hint", "")
+    print(f"error: {_words(error)}" + (f"\n  {hint}" if hint else ""), file=sys.stderr)
     return 2 if isinstance(error, UsageError) else 1
 
 
 def _words(error: PybpfasmError | OSError) -> str:
     if not isinstance(error, OSError):
         return str(error)
+    if streams.output_fails(error):
+        return f"the output cannot be written: {error.strerror}"
     where = f"{error.filename}: " if error.filename else ""
     return f"{where}{error.strerror or error}"
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> tuple[Parser, dict[str, Parser]]:
+    """The parser of the command line, and those of the commands by name."""
+    parser = Parser(
         prog="python -m pybpfasm",
         description="Assemble, disassemble, draw, check and run eBPF programs.",
         epilog=(__doc__ or "").partition("\n\n")[2],
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action=ShowVersion)
-    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", parser_class=Parser)
+    made: dict[str, Parser] = {}
 
-    def command(name: str, run: Any, help: str, what: str = "text, bytes, an object or a program") -> Any:
-        one = commands.add_parser(name, help=help, description=help)
-        one.set_defaults(run=run, parser=one)
+    def command(name: str, run: Any, help: str, what: str = "text, bytes, an object or a program") -> Parser:
+        one = made[name] = commands.add_parser(name, help=help, description=help[0].upper() + help[1:] + ".")
+        one.set_defaults(run=run)
         one.add_argument("target", help=what)
         return one
 
@@ -142,13 +163,16 @@ def _parser() -> argparse.ArgumentParser:
     cfg.add_argument("-o", "--output", metavar="FILE", help="where to write (default: standard output)")
     _byteorder(cfg)
 
-    commands.add_parser("elf", help="show, write and link ELF objects", add_help=False)
-    commands.add_parser("check", help="check programs before they are loaded", add_help=False)
+    for name, help in (
+        ("elf", "show, write and link ELF objects"),
+        ("check", "check programs before they are loaded"),
+    ):
+        made[name] = commands.add_parser(name, help=help, add_help=False)
 
     run = command("run", _run, "run a program without a kernel")
     run_options(run)
     _byteorder(run)
-    return parser
+    return parser, made
 
 
 def level_option(parser: argparse.ArgumentParser) -> None:
@@ -509,6 +533,8 @@ def _call(expression: str) -> tuple[str, list[Any], dict[str, Any]]:
 
 # Commands.
 def _write(data: bytes, output: str | None, target: str) -> None:
+    if output == "":
+        raise UsageError("-o needs the name of a file", "write -o FILE, or -o - for standard output")
     if output is not None:
         for name in (target, target.rpartition(":")[0]):
             if Path(name).is_file() and Path(output).exists() and Path(output).samefile(name):
@@ -530,7 +556,7 @@ def _asm(options: argparse.Namespace) -> int:
     _write(code, options.output, options.target)
     if spec.maps:
         names = ", ".join(m.name for m in spec.maps)
-        print(f"pybpfasm: descriptors of maps ({names}) are 0 until the program is loaded", file=sys.stderr)
+        print(f"warning: descriptors of maps ({names}) are 0 until the program is loaded", file=sys.stderr)
     return 0
 
 
@@ -557,10 +583,7 @@ def _foreign(module: str, arguments: list[str]) -> int:
         if not (error.name or "").startswith("pybpfasm"):
             raise
         raise CliError(f"{module} is not part of this installation") from error
-    try:
-        return int(found.main(arguments))
-    except SystemExit as stop:  # argparse has shown the help, or what is wrong
-        return stop.code if isinstance(stop.code, int) else 2
+    return int(found.main(arguments))
 
 
 def _run(options: argparse.Namespace) -> int:

@@ -4,12 +4,13 @@
 from __future__ import annotations
 
 import codecs
+import errno
 import io
 import os
 import sys
 from typing import Final
 
-__all__ = ["prepare"]
+__all__ = ["give_up_output", "output_fails", "prepare"]
 
 _PLAINER: Final = "pybpfasm-plainer"
 _PLAIN: Final = {"✓": "+", "✗": "x", "→": "->", "…": "...", "“": '"', "”": '"'}
@@ -30,6 +31,20 @@ def prepare() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors=_PLAINER)
+
+
+# The errno values with which a write to a file of somebody's choice fails.
+_FAILS: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+
+
+def output_fails(error: BaseException) -> bool:
+    """Whether it says that an open file, most likely standard output, takes no more."""
+    return isinstance(error, OSError) and error.errno in _FAILS and error.filename is None
+
+
+def give_up_output() -> None:
+    """Let what is left in the buffer of standard output go nowhere, now and when the interpreter ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC), 1)
 
 
 def _plainer(error: UnicodeError) -> tuple[str, int]:

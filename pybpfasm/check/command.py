@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import sys
@@ -12,9 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from pybpfasm.check import check
 from pybpfasm.check.findings import Finding, Severity
+from pybpfasm.cli import Parser, UsageError, load_programs, tell
 from pybpfasm.errors import AsmError, PybpfasmError, suggestion
 from pybpfasm.kernel.enums import AttachType, ProgType
 from pybpfasm.text import TextError
+from pybpfasm.usage import parse_command
 
 if TYPE_CHECKING:
     from enum import IntEnum
@@ -27,12 +28,8 @@ _COLOURS = {Severity.ERROR: "\x1b[1;31m", Severity.WARNING: "\x1b[1;33m"}
 _PLAIN = "\x1b[0m"
 
 
-class _Problem(PybpfasmError):
-    """What was asked for can't be done."""
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="python -m pybpfasm check",
         description="Find what the kernel would refuse, without a kernel. An error is refused certainly; a "
         "warning is refused unless the verifier knows by the registers' values that it can't happen.",
@@ -62,21 +59,15 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(args: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status."""
-    parser = _parser()
+    words = sys.argv[1:] if args is None else args
     try:
-        options = parser.parse_args(args)
-    except SystemExit as stop:
-        return stop.code if isinstance(stop.code, int) else 2
-    from pybpfasm.cli import load_programs, tell
-
-    try:
+        options = parse_command(_parser(), words)
         type = _member(ProgType, options.type, "program type")
         attach = _member(AttachType, options.attach, "attach type")
-    except _Problem as error:
-        print(f"{parser.prog}: {error}", file=sys.stderr)
-        if options.json:
-            print("[]")
-        return 2
+    except UsageError as error:
+        if "--json" in words:
+            print(json.dumps([_unread("", error)], indent=2))
+        return tell(error)
     specs: list[ProgramSpec] = []
     unread: list[dict[str, Any]] = []
     status = 0
@@ -119,7 +110,7 @@ def _member(enum: type[IntEnum], name: str | None, what: str) -> Any:
         return enum[wanted]
     except KeyError:
         known = {one for one in enum.__members__ if one != "UNSPEC"}
-        raise _Problem(f"there is no {what} {name!r}{suggestion(wanted, known)}") from None
+        raise UsageError(f"there is no {what} {name!r}{suggestion(wanted, known)}") from None
 
 
 def _as_type(spec: ProgramSpec, type: ProgType | None, attach: AttachType | None) -> ProgramSpec:
@@ -150,7 +141,10 @@ def _shown(finding: Finding, colour: bool) -> str:
 
 
 def _unread(target: str, error: PybpfasmError | OSError) -> dict[str, Any]:
-    """A target that is no program, in the form of a finding; where it can be told, with its line."""
+    """A target that is no program, in the form of a finding; where it can be told, with its line.
+
+    Without a target it is the command that was not understood.
+    """
     location: dict[str, Any] | None = None
     if isinstance(error, TextError):
         location = {"file": error.filename, "line": error.line}
@@ -160,7 +154,7 @@ def _unread(target: str, error: PybpfasmError | OSError) -> dict[str, Any]:
     return {
         "program": target,
         "severity": Severity.ERROR.value,
-        "code": "unread",
+        "code": "unread" if target else "usage",
         "slot": None,
         "message": message,
         "instruction": "",

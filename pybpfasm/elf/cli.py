@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pybpfasm.cli import ELF_MAGIC, UsageError, level_option, load_programs
+from pybpfasm.cli import ELF_MAGIC, Parser, UsageError, level_option, load_programs
 from pybpfasm.elf.format import ElfError
 from pybpfasm.elf.linker import link_objects
 from pybpfasm.elf.object import ObjectFile, ObjectMap, ObjectProgram, read_object
@@ -19,7 +19,9 @@ from pybpfasm.elf.writer import write_object
 from pybpfasm.errors import PybpfasmError
 from pybpfasm.extern import Extern
 from pybpfasm.instruction import encode
+from pybpfasm.kernel.enums import ProgType
 from pybpfasm.program import ProgramSpec
+from pybpfasm.usage import parse_command
 
 __all__ = ["main"]
 
@@ -27,9 +29,11 @@ __all__ = ["main"]
 def main(args: Sequence[str] | None = None) -> int:
     """Run the command with *args*; returns the exit status.
 
-    Raises `PybpfasmError` and `OSError`; bad usage exits with 2.
+    Raises `PybpfasmError`, for bad usage `pybpfasm.cli.UsageError`, and `OSError`.
     """
-    options = _parser().parse_args(args)
+    options = parse_command(_parser(), sys.argv[1:] if args is None else args)
+    if options.output == "":
+        raise UsageError("-o needs the name of a file", "write -o FILE, or -o - for standard output")
     if options.output is not None and options.extract is None:
         _write(options.output, _made(options.targets, options.level))
         return 0
@@ -70,7 +74,7 @@ def _made(targets: Sequence[str], level: str | None) -> bytes:
     for target in targets:
         data = Path(target).read_bytes() if Path(target).is_file() else b""
         if not data.startswith(ELF_MAGIC):
-            specs += load_programs(target, level=level)
+            specs += _typed(load_programs(target, level=level), target)
         elif target in objects:
             raise UsageError(f"{target} is named twice")
         else:
@@ -83,8 +87,18 @@ def _made(targets: Sequence[str], level: str | None) -> bytes:
     return link_objects(objects)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _typed(specs: list[ProgramSpec], target: str) -> list[ProgramSpec]:
+    """Refuse text and bytes: the section of an object says what type its program has, and they have none."""
+    if any(spec.type is ProgType.UNSPEC for spec in specs):
+        raise UsageError(
+            f"{target} has no program type, which an object must say",
+            "name a program in Python, file.py:program, or write its bytes: asm -o FILE.bin",
+        )
+    return specs
+
+
+def _parser() -> Parser:
+    parser = Parser(
         prog="python -m pybpfasm elf",
         description="Show what a BPF object holds: programs, maps, sections. With -o, write programs as an "
         "object, and link it with the objects that are named beside them.",

@@ -45,12 +45,31 @@ def run(words: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str,
         (["down", "default"], "'default' is not understood; an instance is named with --name default"),
         ([*UP, "9000"], "'9000' is not understood\n"),
         (["-x"], "'-x' is not understood"),
+        (["up", "-i", "eth0", "-p", "8000"], "there is no option -i; did you mean --iface"),
+        (
+            ["--name", "web", "down"],
+            "--name stands before the command\n  write `python -m loader down --name",
+        ),
+        (["status", "--json=yes"], "--json takes no value, and 'yes' was given"),
+        (
+            ["up", "--ports", "8000", "9000", "--iface", "lo"],
+            "'9000' is not understood\n  --ports takes one word, and may be repeated: --ports … --ports 9000",
+        ),
+        (
+            ["up", "--ports", "8000", "--iface", "lo", "eth0"],
+            "'eth0' is not understood\n  --iface takes one word, and may be repeated: --iface … --iface eth0",
+        ),
+        (
+            ["run", "--iface", "lo", "--ports", "8000", "9000"],
+            "'9000' is not understood\n  what is for Envoy",
+        ),
+        (["run", "--iface", "lo", "--ports", "8", "9", "--", "-l"], "'9' is not understood\n"),
         (["up", "--iface", "lo", "--ports", "8000", "--ports", "0"], "port 0 does not exist"),
         (
             ["up", "--iface", "lo", "--ports", "8" * 5000],
             "--ports: a number of thousands of digits is no port",
         ),
-        (["up", "--iface"], "argument --iface: expected one argument"),
+        (["up", "--iface"], "--iface: expected one argument"),
         (["up", "--iface", "eth0", "--ports", "70000"], "port 70000 does not exist"),
         (["up", "--iface", "eth0", "--ports", "0"], "port 0 does not exist"),
         (["up", "--iface", "eth0", "--ports", "80-20"], "range 80-20 is backwards"),
@@ -73,7 +92,7 @@ def run(words: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str,
         (["status", "--watch", "0"], "--watch takes a number of seconds above 0"),
         (["status", "--watch", "nan"], "--watch takes a number of seconds above 0"),
         (["status", "--watch", "inf"], "--watch takes a number of seconds above 0"),
-        (["status", "--watch", "often"], "argument --watch"),
+        (["status", "--watch", "often"], "--watch: 'often' is no number\n"),
     ],
 )
 def test_usage_errors(words: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -157,6 +176,24 @@ def test_a_failure_is_json_as_well(
     assert says in document["error"]
     assert err == f"error: {document['error']}\n  {document['hint']}\n"
     assert run([*words[:1], *(w for w in words[1:] if w != "--json")], capsys)[1] == ""
+
+
+@pytest.mark.parametrize(
+    ("words", "error", "hint"),
+    [
+        ("--json status", "--json stands before the command", "write `python -m loader status --json …`"),
+        (
+            "status --json --prometheus",
+            "--prometheus and --json cannot both be given",
+            "`python -m loader status --help` shows what can be said",
+        ),
+    ],
+)
+def test_json_where_it_does_not_belong(
+    words: str, error: str, hint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status, out, _ = run(words.split(), capsys)
+    assert (status, json.loads(out)) == (2, {"error": error, "hint": hint})
 
 
 def test_json_for_envoy_is_not_ours(capsys: pytest.CaptureFixture[str]) -> None:

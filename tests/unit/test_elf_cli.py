@@ -98,7 +98,7 @@ def test_programs_of_one_file_share_its_maps(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "args, message",
     [
-        (["/no/such/file"], "pybpfasm: /no/such/file: No such file"),
+        (["/no/such/file"], "error: /no/such/file: No such file"),
         (
             [str(DATA / "data_v3.o"), "--program", "coutn"],
             "no program 'coutn' in the object; did you mean 'count'",

@@ -245,9 +245,9 @@ def test_a_run_that_does_not_end(tmp_path: Path, module: str, capfd: pytest.Capt
         (["TEXT", "--mark", "1"], "--mark is for programs with a type"),
         (["TEXT", "--packet", "1"], "--packet is one of a capture: name that with --pcap"),
         (["MODULE:made", "--packet", "1"], "--packet is one of a capture: name that with --pcap"),
-        (["MODULE:made", "--mark", "x"], "argument --mark: 'x' is no number of 32 bits"),
-        (["MODULE:made", "--mark", "0x100000000"], "argument --mark: '0x100000000' is no number of 32 bits"),
-        (["MODULE:made", "--mark=-1"], "argument --mark: '-1' is no number of 32 bits"),
+        (["MODULE:made", "--mark", "x"], "error: --mark: 'x' is no number of 32 bits"),
+        (["MODULE:made", "--mark", "0x100000000"], "error: --mark: '0x100000000' is no number of 32 bits"),
+        (["MODULE:made", "--mark=-1"], "error: --mark: '-1' is no number of 32 bits"),
     ],
 )
 def test_options_of_run_that_do_not_fit(
@@ -295,10 +295,14 @@ def test_json_of_what_cannot_be_read(
     assert "/no/such: No such file or directory" in err
     assert main(["check", "--json", "--type", "UNSPED", str(broken)]) == 2
     out, err = capfd.readouterr()
-    assert json.loads(out) == []
+    (told,) = json.loads(out)
+    assert (told["code"], told["message"]) == ("usage", "there is no program type 'UNSPED'")
     assert "did you mean" not in err
     assert main(["elf", "--json", "/no/such.o"]) == 1
-    assert json.loads(capfd.readouterr().out) == {"error": "/no/such.o: No such file or directory"}
+    assert json.loads(capfd.readouterr().out) == {
+        "error": "/no/such.o: No such file or directory",
+        "hint": "",
+    }
     assert main(["elf", "--json", text]) == 2
     assert "is no ELF object" in json.loads(capfd.readouterr().out)["error"]
 
@@ -356,19 +360,71 @@ def test_errors_in_files(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> N
     assert "SyntaxError" in fails(["dis", f"{broken}:x"], 1, capfd)
 
 
-@pytest.mark.parametrize("arguments", [[], ["frob"], ["asm"], ["asm", "x", "--format", "y"], ["elf"]])
-def test_usage(arguments: list[str], capfd: pytest.CaptureFixture[str]) -> None:
-    assert main(arguments) == 2
-    assert "usage:" in capfd.readouterr().err
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ("", "no command was given\n  known are asm, dis, cfg, elf, check, run; see --help"),
+        ("frob", "there is no command 'frob'; known are asm, dis, "),
+        ("chek f.s", "there is no command 'chek'; did you mean 'check'?\n  `python -m pybpfasm --help`"),
+        ("asm", "the following arguments are required: target\n  `python -m pybpfasm asm --help`"),
+        ("asm f.s --format y", "--format: 'y' is none of bin, hex\n"),
+        ("asm --fromat hex f.s", "there is no option --fromat; did you mean --format?\n"),
+        ("asm --form hex f.s", "there is no option --form; did you mean --format?\n"),
+        ("asm -f hex f.s", "there is no option -f; did you mean --format?\n"),
+        ("asm --targett v3 f.s", "there is no option --targett; did you mean --target?\n"),
+        ("asm f.s -x", "there is no option -x\n"),
+        ("asm f.s more", "'more' is not understood\n  `python -m pybpfasm asm --help`"),
+        ("dis f.s --no-lines=3", "--no-lines takes no value, and '3' was given\n"),
+        ("dis f.s --target", "--target: expected one argument\n"),
+        ("run f.s --hex 00 --pcap f", "--pcap and --hex cannot both be given\n"),
+        (
+            "--target v3 dis f.s",
+            "--target stands before the command\n  write `python -m pybpfasm dis --target …`",
+        ),
+        ("--json elf f.o", "--json stands before the command\n  write `python -m pybpfasm elf --json …`"),
+        ("elf", "the following arguments are required: target\n  `python -m pybpfasm elf --help`"),
+        ("elf f.o --jsn", "there is no option --jsn; did you mean --json?\n"),
+        ("check f.s --colour never", "there is no option --colour; did you mean --color?\n"),
+        ("check", "the following arguments are required: TARGET\n  `python -m pybpfasm check --help`"),
+    ],
+)
+def test_usage_errors(words: str, says: str, capfd: pytest.CaptureFixture[str]) -> None:
+    """In the form of the loader's: what was wrong, and in a second line what to do."""
+    err = fails(words.split(), 2, capfd)
+    assert err.startswith(f"error: {says}")
+    assert len(err.splitlines()) == 2
 
 
-@pytest.mark.parametrize("words", [["--targett", "v3"], ["more"], ["-x"]])
-def test_what_a_command_does_not_know_is_answered_with_its_usage(
-    words: list[str], text: str, capfd: pytest.CaptureFixture[str]
-) -> None:
-    err = fails(["asm", text, *words], 2, capfd)
-    assert err.startswith("usage: python -m pybpfasm asm ")
-    assert f"python -m pybpfasm asm: error: unrecognized arguments: {' '.join(words)}" in err
+def test_an_empty_name_is_no_directory(text: str, capfd: pytest.CaptureFixture[str]) -> None:
+    for words in (["asm", text], ["cfg", text], ["elf", text]):
+        assert fails([*words, "-o", ""], 2, capfd).startswith("error: -o needs the name of a file\n  ")
+
+
+def test_text_has_no_type_to_write_into_an_object(text: str, capfd: pytest.CaptureFixture[str]) -> None:
+    err = fails(["elf", text, "-o", f"{text}.o"], 2, capfd)
+    assert err.startswith(
+        f"error: {text} has no program type, which an object must say\n  name a program in "
+    )
+    assert not Path(f"{text}.o").exists()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize("package", ["loader", "pybpfasm"])
+@pytest.mark.parametrize("command", ["--help", "elf --help", "check --help", "asm --help", "--version"])
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_help_that_cannot_be_written_is_a_failure(package: str, command: str, unbuffered: str) -> None:
+    words = ["dump" if package == "loader" and len(word) < 6 else word for word in command.split()]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", package, *words],
+            cwd=ROOT,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
+        )
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: ") and "No space left on device" in done.stderr
 
 
 def test_help(capfd: pytest.CaptureFixture[str]) -> None:
