@@ -81,6 +81,7 @@ def _print_json(value: object) -> None:
 
 
 _DEFAULT_INSTANCE: Final = "default"
+_NOT_IN_PROGRAMS: Final = ("cgroup", "name", "bpffs", "queue_limit")
 _STRAY: Final = "an instance is named with --name"
 
 
@@ -242,8 +243,15 @@ def _parser(words: Sequence[str] = ()) -> tuple[Parser, dict[str, Parser]]:
         help="again every SECONDS (default: 2)",
     )
 
-    dump = command("dump", "listings of the programs with their Python lines")
+    dump = command(
+        "dump",
+        "listings of the programs with their Python lines",
+        "--cgroup, --queue-limit, --name and --bpffs may be given as to `up`, and change nothing here.",
+    )
     _add_proxy(dump)
+    for action in dump._actions:
+        if action.dest in _NOT_IN_PROGRAMS:
+            action.help = argparse.SUPPRESS
     dump.add_argument("--program", metavar="NAME", help="only that one, pba_ingress say")
     dump.add_argument(
         "--elf", metavar="FILE", help="write an object for libbpf and bpftool instead; - for standard output"

@@ -536,6 +536,38 @@ def test_dump(site: Site) -> None:
     assert "there are pba_egress, pba_getsockopt, pba_ingress, pba_sk_msg, pba_sockops" in outcome.err
 
 
+@pytest.mark.parametrize(
+    "option",
+    [
+        "--envoy-port 8081",
+        "--mark 7",
+        "--no-accelerate",
+        "--accelerate never",
+        "--flow-capacity 9",
+        "--handshake-timeout 9",
+        "--linger 9",
+        "--idle-timeout 9",
+        "--ports 9000",
+        "--cgroup {cgroup}",
+        "--queue-limit 9",
+        "--name other",
+        "--bpffs {bpffs}",
+    ],
+)
+def test_the_help_of_dump_has_what_makes_a_difference(site: Site, tmp_path: Path, option: str) -> None:
+    """A difference in the object that it writes: code, or the size of a map."""
+    with pytest.raises(SystemExit):
+        cli.main(["dump", "--help"])
+    name, _, value = option.partition(" ")
+    shown = f"[{name}" in site.capsys.readouterr().out or name == "--ports"
+    value = value.format(cgroup=site.cgroup.path, bpffs=site.fs.root)
+    first, second = tmp_path / "first.o", tmp_path / "second.o"
+    words = ["dump", "--iface", "lo", "--ports", "8000", "--elf"]
+    assert cli.main([*words, str(first)]) == 0
+    assert cli.main([*words, str(second), name, *([value] if value else [])]) == 0
+    assert shown is (first.read_bytes() != second.read_bytes())
+
+
 def test_dump_writes_an_object(site: Site, tmp_path: Path) -> None:
     path = tmp_path / "proxy.o"
     outcome = site.run("dump", "--iface", "lo", "--ports", "8000", "--elf", str(path))

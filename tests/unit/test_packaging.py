@@ -119,16 +119,28 @@ INSTALLED = {
 }
 
 
+CONFIGURED = {one for one in INSTALLED if one.startswith("etc/")}
+TOLD = INSTALLED - CONFIGURED - {"usr/lib/pybpfasm/loader/cli.py"} | {"usr/lib/pybpfasm"}
+
+
+def told(said: str, verb: str, destination: Path) -> set[str]:
+    """What scripts/install says that it has installed or removed, below the directory."""
+    lines = [line.removeprefix(f"· {verb} {destination}/") for line in said.splitlines()]
+    assert not any(line.startswith("·") for line in lines), said
+    return set(lines)
+
+
 def test_what_is_installed_is_removed(tmp_path: Path) -> None:
     """Again and again, with nothing left."""
     destination = tmp_path / "root"
-    install(destination)
+    assert told(install(destination), "installed", destination) == {*TOLD, *CONFIGURED}
     assert files(destination) == INSTALLED
     assert (destination / "usr/bin/pybpfasm-loader").stat().st_mode & 0o777 == 0o755
-    install(destination)
+    assert told(install(destination), "installed", destination) == TOLD
     assert files(destination) == INSTALLED
-    install(destination, "--remove")
+    assert told(install(destination, "--remove"), "removed", destination) == {*TOLD, *CONFIGURED}
     assert files(destination) == set()
+    assert install(destination, "--remove") == ""
     assert not (destination / "etc/pybpfasm").exists()
 
 
@@ -138,6 +150,6 @@ def test_files_that_were_changed_stay(tmp_path: Path) -> None:
     install(destination)
     (destination / "etc/pybpfasm/default.conf").write_text("OPTIONS=mine\n")
     assert "default.conf was changed and stays" in install(destination)
-    assert "envoy.yaml" not in install(destination, "--remove")
+    assert "envoy.yaml was changed" not in install(destination, "--remove")
     assert files(destination) == {"etc/pybpfasm/default.conf"}
     assert (destination / "etc/pybpfasm/default.conf").read_text() == "OPTIONS=mine\n"
