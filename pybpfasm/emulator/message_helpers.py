@@ -9,12 +9,14 @@ from __future__ import annotations
 from typing import Final
 
 from pybpfasm.emulator.context import SkMsg
-from pybpfasm.emulator.errnos import EINVAL
+from pybpfasm.emulator.errnos import EINVAL, ENOMEM
 from pybpfasm.emulator.helpers import helper
 from pybpfasm.emulator.run import Run
 from pybpfasm.kernel.enums import Helper
 
 U32: Final = 0xFFFFFFFF
+# What alloc_pages gives at once on x86-64: MAX_PAGE_ORDER is 10.
+_MOST_PAGES: Final = 4096 << 10
 
 
 @helper(Helper.msg_apply_bytes)
@@ -46,7 +48,7 @@ def msg_pull_data(run: Run, context: int, start: int, end: int, flags: int) -> i
 
 @helper(Helper.msg_push_data)
 def msg_push_data(run: Run, context: int, start: int, size: int, flags: int) -> int:
-    """Put *size* bytes before byte *start* of the message, which the program has to write; 0 or -EINVAL."""
+    """Put *size* bytes before byte *start* of the message, which the program has to write; 0 or an errno."""
     msg = run.is_context(context, SkMsg)
     start, size = start & U32, size & U32
     if flags:
@@ -55,6 +57,8 @@ def msg_push_data(run: Run, context: int, start: int, size: int, flags: int) -> 
         return 0
     if start > len(msg.data):
         return -EINVAL
+    if size > _MOST_PAGES:
+        return -ENOMEM
     msg.sync(run)
     msg.data[start:start] = bytes(size)
     if start <= msg.start:

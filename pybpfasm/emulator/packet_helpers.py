@@ -89,6 +89,7 @@ def skb_load_bytes(run: Run, context: int, offset: int, to: int, size: int) -> i
     skb = run.is_context(context, Skb)
     offset, size = offset & U32, size & U32
     _some(size, "skb_load_bytes")
+    run.room(to, size, "the buffer")
     if offset > INT_MAX or offset + size > len(skb.data):
         run.write(to, bytes(size), "the buffer")
         return -EFAULT
@@ -102,6 +103,7 @@ def skb_load_bytes_relative(run: Run, context: int, offset: int, to: int, size: 
     skb = run.is_context(context, Skb)
     offset, size, start = offset & U32, size & U32, start & U32
     _some(size, "skb_load_bytes_relative")
+    run.room(to, size, "the buffer")
     at = offset + (skb.network_offset if start == 1 else 0)
     if offset > 0xFFFF or start > 1 or at + size > skb.linear:
         run.write(to, bytes(size), "the buffer")

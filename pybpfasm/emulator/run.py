@@ -145,6 +145,13 @@ class Run:
         region, at = self.region(address, what)
         return region.read(at, size)
 
+    def room(self, address: int, size: int, what: str = "the argument") -> None:
+        """Refuse a buffer that has not *size* bytes, before as many are made for it."""
+        if size:
+            region, at = self.region(address, what)
+            if not 0 <= at <= region.size - size:
+                region.refuse(at, size, "a write")
+
     def write(self, address: int, data: bytes, what: str = "the argument") -> None:
         """Store *data* where *address* points to."""
         if data:

@@ -154,7 +154,7 @@ def _refused(socket: Socket, level: int, name: int, size: int) -> bool:
 def setsockopt(run: Run, context: int, level: int, name: int, value: int, size: int) -> int:
     """Set an option of the socket: 0 or an errno."""
     socket = _socket(run, context)
-    level, name, size = s32(level), s32(name), s32(size)
+    level, name, size = s32(level), s32(name), size & U32
     data = run.read(value, size, "the value")
     if not socket.full or _refused(socket, level, name, size):
         return -EINVAL
@@ -185,7 +185,8 @@ def setsockopt(run: Run, context: int, level: int, name: int, value: int, size: 
 def getsockopt(run: Run, context: int, level: int, name: int, value: int, size: int) -> int:
     """An option of the socket goes to *value*: 0 or an errno, with zeros."""
     socket = _socket(run, context)
-    level, name, size = s32(level), s32(name), s32(size)
+    level, name, size = s32(level), s32(name), size & U32
+    run.room(value, size, "the value")
     key = (level, name)
     if not socket.full or _refused(socket, level, name, size) or key == (SOL_SOCKET, SO_BINDTODEVICE):
         run.write(value, bytes(size), "the value")
@@ -209,7 +210,7 @@ def getsockopt(run: Run, context: int, level: int, name: int, value: int, size: 
 def bind(run: Run, context: int, address: int, size: int) -> int:
     """Bind the socket of a connect program to an address and perhaps a port; 0 or an errno."""
     socket = run.is_context(context, SockAddrContext).socket
-    size = s32(size)
+    size &= U32
     data = run.read(address, size, "the address")
     if size < 2:
         return -EINVAL

@@ -53,6 +53,7 @@ def get_current_comm(run: Run, to: int, size: int) -> int:
     size &= U32
     if not size:
         return -EINVAL
+    run.room(to, size, "the buffer")
     name = run.emulator.task.comm.encode()[: min(size, _COMM) - 1]
     run.write(to, name.ljust(size, b"\0"), "the buffer")
     return 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache
+from typing import Final
 
 from pybpfasm.emulator.context import Context
 from pybpfasm.emulator.errnos import EFAULT
@@ -18,6 +19,7 @@ from pybpfasm.program import ProgramSpec
 
 __all__ = ["Arguments"]
 
+U32: Final = 0xFFFFFFFF
 _COUNT = RawTracepointArgs.sizeof // 8
 
 
@@ -87,6 +89,8 @@ def _memory(run: Run, address: int, size: int) -> bytes | None:
 @helper(Helper.probe_read_kernel)
 def probe_read_kernel(run: Run, to: int, size: int, source: int) -> int:
     """The bytes behind any address; zeros and -EFAULT for one where nothing is."""
+    size &= U32
+    run.room(to, size, "the buffer")
     data = _memory(run, source, size)
     run.write(to, bytes(size) if data is None else data, "the buffer")
     return -EFAULT if data is None else 0
@@ -95,8 +99,10 @@ def probe_read_kernel(run: Run, to: int, size: int, source: int) -> int:
 @helper(Helper.probe_read_kernel_str)
 def probe_read_kernel_str(run: Run, to: int, size: int, source: int) -> int:
     """A text with its NUL, cut to *size*; returns its length, NUL included."""
+    size &= U32
     if not size:
         return 0
+    run.room(to, size, "the buffer")
     found = bytearray()
     while len(found) < size:
         byte = _memory(run, source + len(found), 1)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pybpfasm.emulator import errnos
 from pybpfasm.emulator.errnos import EINVAL, ENOENT, EOPNOTSUPP
-from pybpfasm.emulator.faults import EmulatorError
+from pybpfasm.emulator.faults import EmulatorError, Violation
 from pybpfasm.emulator.memory import Guarded, Memory, Opaque, Order, Region
 from pybpfasm.emulator.sockets import Socket
 from pybpfasm.kernel.enums import BPF_ANY, BPF_F_LOCK, BPF_F_RDONLY_PROG, BPF_F_WRONLY_PROG
@@ -69,7 +69,7 @@ class Map(Entries):
 
     def find(self, key: bytes) -> Region | None:
         """What ``map_lookup_elem`` returns a pointer to."""
-        raise self._cannot("look-ups by programs")
+        raise Violation(str(self._cannot("look-ups by programs")))
 
     def put(self, key: bytes, value: bytes, flags: int) -> int:
         """``map_update_elem``: 0 or a negative errno."""
@@ -84,7 +84,7 @@ class Map(Entries):
 
     def entries(self) -> list[tuple[bytes, Region]]:
         """Keys and values for ``for_each_map_elem``."""
-        raise self._cannot("for_each_map_elem")
+        raise Violation(str(self._cannot("for_each_map_elem")))
 
     def _cannot(self, what: str) -> EmulatorError:
         return EmulatorError(f"map {self.name}: a {self.type.name} map has no {what}")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tracemalloc
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -302,6 +303,55 @@ def test_a_route_is_not_used_with_an_address_of_another_version() -> None:
     with pytest.raises(EmulatorError, match=r"packets for fd02::/16 can't be sent from 10\.1\.0\.1"):
         routes.add("fd02::/16", ifindex=2, prefsrc="10.1.0.1")
     assert routes.find(bytes.fromhex("fd02") + bytes(14)) is None
+
+
+_HUGE = 0xFFFFFFFF
+_BUFFERS = {
+    "skb_load_bytes": f"r2 = 4000\nr3 = r10\nr3 += -8\nr4 = {_HUGE} ll",
+    "skb_load_bytes_relative": f"r2 = 4000\nr3 = r10\nr3 += -8\nr4 = {_HUGE} ll\nr5 = 0",
+    "get_current_comm": f"r1 = r10\nr1 += -8\nr2 = {_HUGE} ll",
+    "probe_read_kernel": f"r1 = r10\nr1 += -8\nr2 = {_HUGE} ll\nr3 = 0",
+    "probe_read_kernel_str": f"r1 = r10\nr1 += -8\nr2 = {_HUGE} ll\nr3 = 0",
+}
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("name", _BUFFERS)
+def test_a_buffer_is_not_made_before_it_is_known_to_be_there(name: str, engine: str) -> None:
+    program = Emulator(engine=engine).load(spec(f"{_BUFFERS[name]}\ncall bpf_{name}\nr0 = 0\nexit"))
+    tracemalloc.start()
+    try:
+        with pytest.raises(EmulatorFault, match="a write of 4294967295 bytes at fp-8 is outside"):
+            program.run(Skb(bytes(64)))
+        assert tracemalloc.get_traced_memory()[1] < 1 << 24
+    finally:
+        tracemalloc.stop()
+
+
+def test_options_of_a_size_that_none_has() -> None:
+    for name in ("getsockopt", "setsockopt", "bind"):
+        size = "r3 = -1" if name == "bind" else f"r2 = 1\nr3 = 8\nr4 = r10\nr4 += -8\nr5 = {_HUGE} ll"
+        address = "r2 = r10\nr2 += -8\n" if name == "bind" else ""
+        program = spec(
+            f"*(u64 *)(r10 -8) = 0\n{address}{size}\ncall bpf_{name}\nr0 = 1\nexit",
+            kind=ProgType.CGROUP_SOCK_ADDR,
+            attach=AttachType.CGROUP_INET4_CONNECT,
+        )
+        with pytest.raises(EmulatorFault, match="of 4294967295 bytes at fp-8 is outside"):
+            Emulator().load(program).run(SockAddrContext(Socket()))
+
+
+def test_a_message_takes_as_much_as_pages_are_given_at_once() -> None:
+    push = spec(f"r2 = 0\nr3 = {_HUGE} ll\nr4 = 0\ncall bpf_msg_push_data\nexit", kind=ProgType.SK_MSG)
+    assert Emulator().load(push).run(SkMsg(Socket(), bytes(8))).action == -12
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_look_up_in_what_has_none_is_a_fault_of_its_line(engine: str) -> None:
+    looks = spec("r1 =", RING, "r2 = r10\nr2 += -8\ncall bpf_map_lookup_elem\nr0 = 0\nexit")
+    with pytest.raises(EmulatorFault, match="map ring: a RINGBUF map has no look-ups by programs") as caught:
+        Emulator(engine=engine).load(looks).run(Skb(PACKET))
+    assert caught.value.slot == 4
 
 
 def test_the_fault_of_a_helper_that_this_type_does_not_have() -> None:
