@@ -74,6 +74,16 @@ TAIL: Final = """
 | `b.label("name")`, `b.goto("name")`, `b.If(condition).goto("name")` | places and jumps by name, or by a `Label()` |
 | `(b.r1 == 1) & (b.r2 == 2)`, <code>&#124;</code>, `~` | conditions joined and negated |
 
+## Ways to repeat
+
+| the number of rounds | is written |
+|---|---|
+| known in Python | `for` of Python: the instructions are there several times |
+| bounded by a number that the verifier sees | `b.While(…)`, `b.Loop()`: it follows each round |
+| bounded otherwise | `b.may_goto(loop.end)` first in the loop (Linux 6.9): it follows a few rounds |
+| a number in a register | `b.call(Helper.loop)` (5.17): r1 rounds of the subprogram in r2, which gets the index in r1 and in r2 what r3 was; it returns 0 to go on, 1 to stop |
+| those of an iterator | `b.call(kfunc("bpf_iter_num_next"))` (6.4), which gives 0 at the end; between `bpf_iter_num_new` and `bpf_iter_num_destroy`, as [functions of the kernel](objects.md#functions-of-the-kernel) are called |
+
 ## Places in memory
 
 | expression | is |

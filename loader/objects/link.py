@@ -7,7 +7,7 @@ import errno
 import os
 import socket
 from pathlib import Path
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from loader import perf
 from loader import sys as bpf_sys
@@ -88,7 +88,8 @@ class Link(Owned):
     ) -> Link:
         """Attach to TCX_INGRESS or TCX_EGRESS of an interface in the calling thread's network namespace.
 
-        ``attach_type`` is by default what the program was declared for, here and below. The program goes to
+        ``attach_type`` is by default what the program was declared for, here and below; raises
+        :class:`~loader.errors.UsageError` for one that attaches elsewhere. The program goes to
         the end of the chain, to its beginning (``first``), or beside another program or link. With
         ``expected_revision`` (:attr:`Query.revision`) the kernel answers ESTALE if the chain has changed
         since. Raises :class:`~loader.errors.KernelFeatureError` where the kernel has no TCX (before 6.6).
@@ -105,7 +106,7 @@ class Link(Owned):
             return cls.create(
                 prog,
                 ifindex,
-                _attach_type_of(prog, attach_type),
+                _attach_type_of(prog, attach_type, "tcx"),
                 flags=flags,
                 relative=relative,
                 expected_revision=expected_revision,
@@ -119,7 +120,7 @@ class Link(Owned):
     def cgroup(cls, prog: Program, cgroup_fd: int, attach_type: int | None = None) -> Link:
         """Attach to a cgroup2 directory, beside what is attached there already (as ALLOW_MULTI does)."""
         try:
-            return cls.create(prog, cgroup_fd, _attach_type_of(prog, attach_type))
+            return cls.create(prog, cgroup_fd, _attach_type_of(prog, attach_type, "cgroup"))
         except BpfError as error:
             if error.errno == errno.EBADF:
                 raise error.about(error.what, hint="the descriptor is not of a cgroup2 directory") from None
@@ -134,19 +135,20 @@ class Link(Owned):
     @classmethod
     def netns(cls, prog: Program, netns_fd: int, attach_type: int | None = None) -> Link:
         """Attach to a network namespace (SK_LOOKUP, FLOW_DISSECTOR)."""
-        return cls.create(prog, netns_fd, _attach_type_of(prog, attach_type))
+        return cls.create(prog, netns_fd, _attach_type_of(prog, attach_type, "netns"))
 
     @classmethod
     def sockmap(cls, prog: Program, sockmap: Map, attach_type: int | None = None) -> Link:
         """Attach a verdict or parser program to a sockmap or sockhash by a link (6.10; EINVAL before)."""
-        return cls.create(prog, sockmap.fd, _attach_type_of(prog, attach_type))
+        return cls.create(prog, sockmap.fd, _attach_type_of(prog, attach_type, "sockmap"))
 
     @classmethod
     def xdp(cls, prog: Program, ifindex: int, *, flags: int = 0) -> Link:
         """Attach to an interface in the calling thread's network namespace (5.9).
 
-        ``flags`` are the kernel's ``XDP_FLAGS_*``: without, the driver runs the program where it can, else
-        the stack. Raises :class:`~loader.errors.ConflictError` where another program is attached.
+        ``flags`` are ``XDP_FLAGS_*`` of :mod:`pybpfasm.kernel.defines`: without, the driver runs the program
+        where it can, else the stack. Raises :class:`~loader.errors.ConflictError` where another program is
+        attached.
         """
         try:
             return cls.create(prog, ifindex, AttachType.XDP, flags=flags)
@@ -282,12 +284,39 @@ class Link(Owned):
         return f"<link {self.name!r} {'closed' if self.closed else f'fd {self._fd}'}>"
 
 
-def _attach_type_of(prog: Program, given: int | None) -> int:
+# What each of them takes. The kernel takes the number of the target for what the attach type says: an XDP
+# program "at a cgroup" would run on the interface whose index is the descriptor's number.
+_TAKES: Final = {
+    "tcx": frozenset({AttachType.TCX_INGRESS, AttachType.TCX_EGRESS}),
+    "xdp": frozenset({AttachType.XDP}),
+    "cgroup": frozenset(
+        {one for one in AttachType if one.name.startswith("CGROUP_")} | {AttachType.LSM_CGROUP}
+    ),
+    "netns": frozenset({AttachType.SK_LOOKUP, AttachType.FLOW_DISSECTOR}),
+    "sockmap": frozenset(
+        {
+            AttachType.SK_SKB_STREAM_PARSER,
+            AttachType.SK_SKB_STREAM_VERDICT,
+            AttachType.SK_SKB_VERDICT,
+            AttachType.SK_MSG_VERDICT,
+        }
+    ),
+}
+
+
+def _attach_type_of(prog: Program, given: int | None, where: str) -> int:
     found = prog.attach_type if given is None else given
     if found is None:
         raise UsageError(
             f"program {prog.name!r} does not say where it attaches",
             hint="give the attach type, here or to the program's decorator",
+        )
+    known = enum_or_int(AttachType, int(found))
+    if isinstance(known, AttachType) and known not in _TAKES[where]:
+        right = next((name for name, takes in _TAKES.items() if known in takes), "")
+        raise UsageError(
+            f"program {prog.name!r} attaches as {known.name}, which Link.{where} does not take",
+            hint=f"Link.{right} does" if right else "",
         )
     return found
 
@@ -342,7 +371,7 @@ def attach_to_sockmap(prog: Program, sockmap: Map, attach_type: int | None = Non
     Returns the link, or None for the direct way, which :func:`prog_detach` undoes and which lasts as long as
     the map.
     """
-    attach_type = _attach_type_of(prog, attach_type)
+    attach_type = _attach_type_of(prog, attach_type, "sockmap")
     try:
         return Link.sockmap(prog, sockmap, attach_type)
     except BpfError as error:

@@ -218,14 +218,11 @@ class Map(Owned, Entries):
         if spec is None:
             return cls(fd)
         found = cls(fd, key=spec.key, value=spec.value)
-        wanted = (int(spec.type), spec.key_size, spec.value_size)
-        there = (int(found.type), found.key_size, found.value_size)
-        if wanted != there:
+        differs = unlike(found, spec)
+        if differs:
             found.close()
             raise UsageError(
-                f"{where} is a {_map_type_name(there[0])} with keys of {there[1]} and values of {there[2]} "
-                f"bytes; {spec.name!r} is a {_map_type_name(wanted[0])} with {wanted[1]} and {wanted[2]}",
-                hint="it was made by another version: take that instance down first",
+                f"{where} {differs}", hint="it was made by another version: take that instance down first"
             )
         return found
 
@@ -485,6 +482,18 @@ class Map(Owned, Entries):
             bpf_sys.map_freeze(self.fd)
         except BpfError as error:
             raise self._about(error) from None
+
+
+def unlike(found: Map, spec: MapLike) -> str:
+    """How *found* differs from the map that *spec* describes; empty where it fits."""
+    wanted = (int(spec.type), spec.key_size, spec.value_size)
+    there = (int(found.type), found.key_size, found.value_size)
+    if wanted == there:
+        return ""
+    return (
+        f"is a {_map_type_name(there[0])} with keys of {there[1]} and values of {there[2]} bytes; "
+        f"{spec.name!r} is a {_map_type_name(wanted[0])} with {wanted[1]} and {wanted[2]}"
+    )
 
 
 def _map_type_name(number: int) -> str:

@@ -14,7 +14,7 @@ from loader import sys as bpf_sys
 from loader.capabilities import explain, missing_capabilities, raise_memlock
 from loader.errors import ENOTSUPP, BpfError, KernelFeatureError, LoaderError, UsageError
 from loader.objects.btf import Btf
-from loader.objects.map import Map
+from loader.objects.map import Map, unlike
 from loader.objects.owned import Owned, PathLike, enum_or_int, open_id, open_kind
 from pybpfasm.errors import suggestion
 from pybpfasm.kernel.enums import AttachType, Cmd, ProgType
@@ -125,7 +125,7 @@ class Program(Owned):
 
         What the program has left to the kernel (CO-RE, kernel functions, the function that a tracing program
         is for) is found in ``types``, by default the running kernel's. Raises
-        :class:`~loader.errors.UsageError` where a map is not given, and
+        :class:`~loader.errors.UsageError` where a map is not given or is of another type or size, and
         :class:`~pybpfasm.core.CoreError` or :class:`~loader.errors.KernelFeatureError` for what the kernel
         lacks.
         """
@@ -335,6 +335,13 @@ def _descriptors(spec: ProgramLike, given: Mapping[str, int | Map] | Iterable[Ma
             raise UsageError(
                 f"program {spec.name!r} names map {one.name!r}, which it was not given"
                 f"{suggestion(one.name, given)}",
+                hint=f'Program.load(spec, {{"{one.name}": Map.create(…)}})',
+            )
+        held = given[one.name]
+        differs = unlike(held, one) if isinstance(held, Map) else ""
+        if differs:
+            raise UsageError(
+                f"the map that program {spec.name!r} was given for {one.name!r} {differs}",
                 hint=f'Program.load(spec, {{"{one.name}": Map.create(…)}})',
             )
     return {name: one.fd if isinstance(one, Map) else one for name, one in given.items()}

@@ -18,10 +18,10 @@ from loader.features import Feature
 from loader.netns import NetNs, interface
 from loader.objects import Link, Map, Program, attach_to_sockmap, prog_attach, prog_detach, prog_query
 from pybpfasm.asm import Asm
-from pybpfasm.kernel.context import SkBuff, SkLookup, SkMsgMd, SockOps, SockOpt
-from pybpfasm.kernel.enums import AttachType, LinkType, MapType, TcxAction
+from pybpfasm.kernel.context import SkBuff, SkLookup, SkMsgMd, SockOps, SockOpt, XdpMd
+from pybpfasm.kernel.enums import AttachType, LinkType, MapType, TcxAction, XdpAction
 from pybpfasm.maps import MapSpec
-from pybpfasm.program import cgroup_sockopt, sched_cls, sk_lookup, sk_msg, sock_ops
+from pybpfasm.program import cgroup_sockopt, sched_cls, sk_lookup, sk_msg, sock_ops, xdp
 from tests.requires import Attempt, requires
 
 INGRESS, EGRESS = AttachType.TCX_INGRESS, AttachType.TCX_EGRESS
@@ -231,6 +231,36 @@ def test_a_cgroup_link_needs_a_cgroup(netns: NetNs) -> None:
         with pytest.raises(BpfError) as caught:
             Link.cgroup(program, netns.fd, AttachType.CGROUP_SOCK_OPS)
         assert "cgroup2" in caught.value.hint
+
+
+@xdp()
+def dropping(b: Asm, ctx: XdpMd) -> None:
+    b.ret(XdpAction.DROP)
+
+
+def test_a_program_is_attached_only_where_it_was_asked_for(lo: int, cgroup: Cgroup) -> None:
+    """The kernel goes by the attach type alone, and takes any number for the index of an interface."""
+    with Program.load(dropping.build()) as program, Program.load(watch.build()) as sockets:
+        attempts: list[tuple[Callable[[], Link], str, str]] = [
+            (lambda: Link.tcx(program, lo), "attaches as XDP, which Link.tcx does not", "xdp"),
+            (lambda: Link.cgroup(program, lo), "attaches as XDP, which Link.cgroup does not", "xdp"),
+            (lambda: Link.netns(program, lo), "attaches as XDP, which Link.netns does not", "xdp"),
+            (
+                lambda: Link.netns(sockets, cgroup.fd),
+                "attaches as CGROUP_SOCK_OPS, which Link.netns does not",
+                "cgroup",
+            ),
+            (
+                lambda: Link.tcx(program, lo, AttachType.CGROUP_DEVICE),
+                "attaches as CGROUP_DEVICE, which Link.tcx does not",
+                "cgroup",
+            ),
+        ]
+        for attach, message, right in attempts:
+            with pytest.raises(UsageError, match=message) as caught:
+                attach().close()
+            assert caught.value.hint == f"Link.{right} does"
+        assert _reachable()
 
 
 # --- sockmaps, network namespaces ---------------------------------------------------------------------------

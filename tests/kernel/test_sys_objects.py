@@ -345,6 +345,8 @@ def test_a_program_gets_its_maps_by_name_or_in_a_list() -> None:
         assert 'Program.load(spec, {"flows": Map.create(…)})' in caught.value.hint
         with pytest.raises(UsageError, match="map 'counts', which it was not given; did you mean 'count'"):
             Program.load(spec, {"flows": flows, "count": counts})
+        with pytest.raises(UsageError, match="was given for 'flows' is a ") as caught:
+            Program.load(spec, {"flows": counts, "counts": counts})
     not_built: Any = counts_flows
     with pytest.raises(UsageError, match="counts_flows is no program that could be loaded") as caught:
         Program.load(not_built)

@@ -73,7 +73,7 @@ def _words(printed: str) -> str:
         ("tutorial", 2),
         pytest.param("objects", 1, marks=requires(RCU_READ_LOCK, DYNPTR_FROM_SKB, DYNPTR_SIZE)),
         ("kinds", 3),
-        pytest.param("maps", 3, marks=requires(Feature.TIMER, LOCK_IN_CALLBACK)),
+        pytest.param("maps", 5, marks=requires(Feature.TIMER, LOCK_IN_CALLBACK)),
     ],
 )
 def test_the_commands_for_root(name: str, count: int, tmp_path: Path) -> None:
