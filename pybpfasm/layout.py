@@ -331,8 +331,18 @@ class ArrayView:
         self._field = field
         self._address = address
 
+    def _refuse_register(self, index: object, size: int) -> None:
+        if type(index).__name__ == "Reg":
+            field = self._field
+            raise AsmError(
+                f"an index of {field.owner}.{field.name} is known in Python, and a register is not: "
+                f"b.lea() the array, add the index times {size}, and use the memory there",
+                self._address.asm.here(),
+            )
+
     def _element(self, index: int) -> tuple[Scalar, int]:
         field = self._field
+        self._refuse_register(index, field.element.size)
         if not isinstance(index, int) or not 0 <= index < field.count:
             raise AsmError(
                 f"index {index!r} is outside {field.owner}.{field.name}, which has {field.count} elements",
@@ -351,6 +361,7 @@ class ArrayView:
         field = self._field
         if isinstance(field.element, Scalar):
             return self[index]
+        self._refuse_register(index, field.element.size)
         if not isinstance(index, int) or not 0 <= index < field.count:
             raise AsmError(
                 f"index {index!r} is outside {field.owner}.{field.name}, which has {field.count} elements",
@@ -403,6 +414,7 @@ class ArrayView:
 
     def _word(self, word: Scalar, index: int) -> Mem:
         field = self._field
+        self._refuse_register(index, word.size)
         if not isinstance(index, int) or not 0 <= index < field.size // word.size:
             raise AsmError(
                 f"word {index!r} ({word.size} bytes) is outside {field.owner}.{field.name}, "

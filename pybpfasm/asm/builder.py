@@ -96,6 +96,8 @@ def _register(name: str) -> _Register:
                 raise asm._foreign()
             if is_w:
                 raise asm._error(f"write b.r{dst}: a load of 1, 2 or 4 bytes clears the rest of the register")
+            if value.field is not None:
+                asm._not_elsewhere(value)
             asm._emit((_LOADSX if value.is_signed else _LOAD)[value.size], dst, value.base, value.offset)
         elif isinstance(value, (int, Imm)):
             if isinstance(value, Imm) and value.bits == 64:
@@ -165,6 +167,7 @@ class Asm:
         "_calls",
         "_chain",
         "_code",
+        "_context",
         "_depth",
         "_done",
         "_loose",
@@ -246,6 +249,7 @@ class Asm:
         self._stack = 0
         self._stack_by_hand: list[tuple[int, int, Origin]] = []  # offsets from r10 that were written, sizes
         self._calls: dict[Subprogram, None] = {}  # in the order of the first calls
+        self._context: type[Struct] | None = None  # what a program or a global function gets in r1
         self._verdicts: type[IntEnum] | None = None  # of the program that this is the main function of
         # The frame that wrote last, its code, and where it was called.
         self._writer: FrameType | None = None
@@ -583,6 +587,31 @@ class Asm:
         insn.reference = reference
         insn.origin = where
         self._body.append(insn)
+
+    def _not_elsewhere(self, mem: Mem) -> None:
+        """Refuse a field of the context at a register that has become something else on the only way here.
+
+        The verifier does not: what lies at a map (its `struct bpf_map`) or in a map's value may be read.
+        """
+        field, base = mem.field, mem.base
+        if self._context is None or field is None or getattr(self._context, field.name, None) is not field:
+            return
+        for index in range(len(self._body) - 1, max(-1, len(self._body) - 64), -1):
+            insn = self._body[index]
+            kind = insn.opcode & 7
+            if insn.opcode == isa.OP_CALL and base < 6:
+                return  # which another check knows
+            if insn.dst != base or kind in (isa.ST, isa.STX, isa.JMP, isa.JMP32):
+                continue
+            if insn.opcode != LD_IMM64 or any(place > index for place in self._places.values()):
+                return
+            what = insn.reference
+            became = f"map {what.name!r}" if isinstance(what, MapSpec) else "something else"
+            since = "" if insn.origin is None else f" since {resolve(insn.origin)}"
+            raise self._error(
+                f"{mem.name} is read or written at r{base}, which is {became}{since}: "
+                f"keep the context, b.r6 = ctx, and write {self._context.__name__}(b.r6)"
+            )
 
     def _foreign(self) -> AsmError:
         return self._error(

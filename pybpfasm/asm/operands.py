@@ -198,6 +198,8 @@ class Mem(NoOperand):
         bytes as the memory has; of 8 bytes it is a signed 32-bit one, which is extended. Raises `AsmError`.
         """
         asm = self.asm
+        if self.field is not None:
+            asm._not_elsewhere(self)
         if isinstance(value, Reg):
             if value.is_w:
                 raise asm._error(

@@ -50,6 +50,13 @@ BPF_BUILD_ID_SIZE = 20
 # linux/bpf.h: combinations of enumerators
 BPF_F_REDIRECT_FLAGS = 25  # BPF_F_INGRESS | BPF_F_BROADCAST | BPF_F_EXCLUDE_INGRESS
 
+# linux/if_link.h: flags of an XDP program's link; without, the driver runs it where it can
+XDP_FLAGS_UPDATE_IF_NOEXIST = 1
+XDP_FLAGS_SKB_MODE = 2
+XDP_FLAGS_DRV_MODE = 4
+XDP_FLAGS_HW_MODE = 8
+XDP_FLAGS_REPLACE = 16
+
 # linux/pkt_cls.h: verdicts of cls_bpf programs
 TC_ACT_UNSPEC = -1
 TC_ACT_OK = 0

@@ -88,6 +88,7 @@ class Subprogram:
     def write(self, byteorder: ByteOrder, target: Target | None = None) -> Asm:
         """The subprogram's own instructions, for the *target* of the program that names it."""
         b = Asm(self.name, self._function.__code__, byteorder, target)
+        b._context = self.context
         with writing(b):
             self._function(b, *self._settings)
         return b

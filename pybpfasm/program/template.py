@@ -104,6 +104,7 @@ class Template(Generic[P]):
         """As `build`, for a machine of the given byte order (``"little"`` or ``"big"``)."""
         main = Asm(self.name, self._function.__code__, byteorder, self.target)
         main._verdicts = _VERDICTS.get(self.type)
+        main._context = self.context
         with writing(main):
             self._function(main, self.context(main.r1), *args, **kwargs)
         instructions = list(main.finish())

@@ -7,6 +7,7 @@ Each case is a small source text; the line that must be blamed ends in ``# <-``.
 from __future__ import annotations
 
 import linecache
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -276,6 +277,15 @@ CASES: dict[str, tuple[str, str]] = {
         "16 more bytes of stack make 520; a function has 512: use a map for what is large",
     ),
     "stack of a negative size": ("b.stack_bytes(-8)  # <-", "-8 bytes of stack can't be had"),
+    "a register for an index": (
+        "b.r2 = ctx.cb[b.r3]  # <-",
+        "an index of SkBuff.cb is known in Python, and a register is not: b.lea() the array, "
+        "add the index times 4, and use the memory there",
+    ),
+    "a register for the index of a word": (
+        "b.r2 = ip6.saddr.u64(b.r3)  # <-",
+        "an index of Ipv6.saddr is known in Python, and a register is not",
+    ),
     "a number in what stack() took": (
         "b.u64[b.r10 - 8] = b.r3  # <-\nb.stack(Tcp)\nb.ret(0)\n*finish",
         "r10-8 is in the 24 bytes below r10 that b.stack() and b.stack_bytes() gave out: "
@@ -547,6 +557,63 @@ def test_the_callers_of_a_macro_are_shown() -> None:
     assert lines[2].startswith("  called from ") and lines[2].endswith("shift(b, 2 * bits)")
     assert lines[3].startswith("  called from ") and lines[3].endswith("twice(b, 40)")
     assert len(lines) == 4
+
+
+@pytest.mark.parametrize(
+    ("write", "became"),
+    [
+        (lambda b: setattr(b, "r1", FLOWS), "map 'flows'"),
+        (lambda b: setattr(b, "r1", STATS.value_at(8)), "map 'stats'"),
+        (lambda b: setattr(b, "r1", asm.imm64(1 << 40)), "something else"),
+    ],
+)
+@pytest.mark.parametrize("access", ["load", "store", "element"])
+def test_the_context_is_not_read_from_what_its_register_became(
+    write: Callable[[Asm], None], became: str, access: str
+) -> None:
+    """Linux takes such loads: the first fields of `struct bpf_map` and map values may be read."""
+
+    @program.sched_cls()
+    def main(b: Asm, ctx: SkBuff) -> None:
+        b.r6 = ctx
+        b.r2 = ctx.mark
+        write(b)
+        b.r3 = 5
+        with b.If(b.r3 == 5):
+            if access == "load":
+                b.r2 = ctx.mark
+            elif access == "store":
+                ctx.mark = b.r3
+            else:
+                b.r2 = ctx.cb[1]
+        b.ret(0)
+
+    with pytest.raises(AsmError) as caught:
+        main.build()
+    field = "SkBuff.cb[1]" if access == "element" else "SkBuff.mark"
+    assert f"{field} is read or written at r1, which is {became} since " in caught.value.message
+    assert caught.value.message.endswith(": keep the context, b.r6 = ctx, and write SkBuff(b.r6)")
+    assert caught.value.location is not None and "ctx." in caught.value.location.text
+
+
+def test_a_context_that_may_be_there_is_read() -> None:
+    """It came back, or another way leads here."""
+
+    @program.sched_cls()
+    def main(b: Asm, ctx: SkBuff) -> None:
+        b.r6 = ctx
+        b.r1 = FLOWS
+        b.r2 = SkBuff(b.r6).mark
+        b.r1 = b.r6
+        b.r2 = ctx.mark
+        b.If(b.r2 == 1).goto("there")
+        b.r1 = FLOWS
+        b.ret(0)
+        b.label("there")
+        b.r2 = ctx.mark
+        b.ret(0)
+
+    assert main.build().slots == 14
 
 
 def test_jump_of_exactly_16_bits_and_a_long_unconditional_one() -> None:

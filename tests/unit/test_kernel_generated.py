@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pyroute2.netlink.rtnl import ifinfmsg
 
 import pybpfasm
 from pybpfasm.btf import BtfBuilder
@@ -289,6 +290,9 @@ def test_constants_have_one_home() -> None:
     assert enums.TcxAction.PASS == defines.TC_ACT_OK
     assert enums.TcxAction.DROP == defines.TC_ACT_SHOT
     assert enums.TcxAction.REDIRECT == defines.TC_ACT_REDIRECT
+    names = [name for name in by_hand if name.startswith("XDP_FLAGS_")]
+    assert len(names) == 5
+    assert all(getattr(defines, name) == getattr(ifinfmsg, name) for name in names)
 
 
 def test_import_needs_no_generator() -> None:
