@@ -7,7 +7,7 @@ It is what tracing, stepping and coverage use, and what `pybpfasm.emulator.trans
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import TYPE_CHECKING, NoReturn, Protocol
+from typing import TYPE_CHECKING, Final, NoReturn, Protocol
 
 from pybpfasm import isa
 from pybpfasm.check.rights import RETURNS_NOTHING
@@ -258,6 +258,10 @@ class _Frame:
             return True
         self.r[0] = value
         return False
+
+
+#: Where the number of the current slot is a local variable.
+STEPS: Final = _Frame.run_from.__code__
 
 
 def no_spaces() -> NoReturn:

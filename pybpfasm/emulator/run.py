@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -12,7 +13,7 @@ from pybpfasm.emulator.maps import Map
 from pybpfasm.emulator.memory import STACK_SIZE, U64, Gone, Opaque, Region, Stack
 
 if TYPE_CHECKING:
-    from types import TracebackType
+    from types import FrameType, TracebackType
 
     from pybpfasm.emulator.context import Context, SocketRegion
     from pybpfasm.emulator.emulator import Emulator
@@ -118,6 +119,7 @@ class Run:
         self.context_region: Region | None = None
         self.packet_region: Region | None = None
         self.held: dict[int, str] = {}
+        self._held_at: dict[int, tuple[Program, int] | None] = {}  # which call gave it
         self.result: dict[str, Any] = {}
         self.sockets: dict[tuple[int, bool], SocketRegion] = {}
         self.dynptrs: dict[int, Any] = {}  # by the address of their place on the stack
@@ -198,6 +200,20 @@ class Run:
     def hold(self, address: int, what: str) -> None:
         """Note that the program must give *address* back before it ends."""
         self.held[address] = what
+        self._held_at[address] = self._here()
+
+    def _here(self) -> tuple[Program, int] | None:
+        """The slot that calls a helper, in the program that runs now."""
+        from pybpfasm.emulator.interpret import STEPS
+
+        frame: FrameType | None = sys._getframe(1)
+        while frame is not None:
+            if frame.f_code is STEPS:
+                return self.program, frame.f_locals["slot"]
+            if frame.f_code.co_filename.startswith("<bpf "):
+                return self.program, self.program.slot_of_line(frame.f_code, frame.f_lineno)
+            frame = frame.f_back
+        return None
 
     def give_back(self, address: int, what: str) -> None:
         """The program gives *address* back; raises `Violation` where it does not hold it."""
@@ -249,8 +265,14 @@ class Run:
         except (Violation, KeyError) as error:
             raise self.explain(error) from None
         if self.held:
-            what = next(iter(self.held.values()))
-            raise EmulatorError(f"{self.program.spec.name} ends and still holds {what}: give it back first")
+            address, what = next(iter(self.held.items()))
+            at = ""
+            if (here := self._held_at[address]) is not None:
+                program, slot = here
+                location = program.spec.location(slot)
+                at = f"slot {slot}: " if location is None else f"{location}: "
+            name = self.program.spec.name
+            raise EmulatorError(f"{at}{name} ends and still holds {what}: give it back first")
         return r0
 
     def tail_call(self, target: Program) -> int:

@@ -155,7 +155,7 @@ def test_what_programs_may_not_do_with_dynptrs(which: str, engine: str) -> None:
 
 
 def test_a_record_by_dynptr_is_to_be_finished() -> None:
-    with pytest.raises(EmulatorError, match="still holds a dynptr of a ring buffer's record"):
+    with pytest.raises(EmulatorError, match=r"slot \d+: prog ends and still holds a dynptr of a ring"):
         Emulator().load(spec(*RESERVE, "r0 = 0\nexit")).run(Skb(PACKET))
 
 
