@@ -295,6 +295,18 @@ def _parser(words: Sequence[str] = ()) -> tuple[Parser, dict[str, Parser]]:
     return parser, made
 
 
+def _ports_meant(lists: Sequence[str]) -> str:
+    """What to write instead of lists in which only a comma is missing, or is too many, if that is so."""
+    from programs.settings import Ports, SettingsError
+
+    meant = ",".join(",".join(lists).replace(",", " ").split())
+    try:
+        Ports.parse(meant)
+    except SettingsError:
+        return ""
+    return f"write --ports {meant}, with a comma between two"
+
+
 def _request(arguments: argparse.Namespace) -> Request:
     from loader.plan import Request
     from programs.settings import Mark, Ports, Settings, SettingsError
@@ -330,7 +342,10 @@ def _request(arguments: argparse.Namespace) -> Request:
         option = ""
         settings = Settings(ports, envoy_port, mark, arguments.accelerate != "never", **more)
     except SettingsError as error:
-        raise UsageError(f"{option}{error}", hint=help_text) from None
+        hint = help_text
+        if option == "--ports: ":
+            hint = _ports_meant(arguments.ports) or help_text
+        raise UsageError(f"{option}{error}", hint=hint) from None
     return Request(
         interfaces=tuple(arguments.iface),
         settings=settings,

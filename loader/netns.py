@@ -12,6 +12,7 @@ import ctypes
 import errno
 import fcntl
 import os
+import re
 import socket
 import struct
 from collections.abc import Iterator
@@ -221,8 +222,10 @@ def interface(name: str) -> Interface:
     except (OSError, ValueError):
         known = interfaces()
         hint = f"{_did_you_mean(name, known)}known are {', '.join(known) or 'none'}"
-        if any(part in known for part in name.split(",")):
-            hint = f"name each by itself: --iface {' --iface '.join(name.split(','))}"
+        parts = re.findall(r"[^,\s]+", name)
+        if any(part in known for part in parts):
+            each = "name each by itself" if len(parts) > 1 else "write it without more"
+            hint = f"{each}: --iface {' --iface '.join(parts)}"
         raise UsageError(f"there is no interface {name!r} in this network namespace", hint=hint) from None
     return Interface(name, index, _link_type(name))
 

@@ -43,6 +43,7 @@ __all__ = [
     "CliError",
     "Parser",
     "UsageError",
+    "check_output",
     "level_option",
     "load_programs",
     "main",
@@ -531,14 +532,21 @@ def _call(expression: str) -> tuple[str, list[Any], dict[str, Any]]:
     return name, positional, keywords
 
 
-# Commands.
-def _write(data: bytes, output: str | None, target: str) -> None:
+def check_output(output: str | None, targets: Sequence[str]) -> None:
+    """Refuse to write to no name, or over what is read; raises `UsageError`."""
     if output == "":
         raise UsageError("-o needs the name of a file", "write -o FILE, or -o - for standard output")
-    if output is not None:
+    if output is None or not Path(output).exists():
+        return
+    for target in targets:
         for name in (target, target.rpartition(":")[0]):
-            if Path(name).is_file() and Path(output).exists() and Path(output).samefile(name):
+            if Path(name).is_file() and Path(output).samefile(name):
                 raise UsageError(f"{output} is what is read: it would be overwritten")
+
+
+# Commands.
+def _write(data: bytes, output: str | None, target: str) -> None:
+    check_output(output, [target])
     if output is None or output == "-":
         # In pieces: a large one into a pipe that nobody reads any more is lost without an error.
         for at in range(0, len(data), 1 << 14):

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pybpfasm.cli import ELF_MAGIC, Parser, UsageError, level_option, load_programs
+from pybpfasm.cli import ELF_MAGIC, Parser, UsageError, check_output, level_option, load_programs
 from pybpfasm.elf.format import ElfError
 from pybpfasm.elf.linker import link_objects
 from pybpfasm.elf.object import ObjectFile, ObjectMap, ObjectProgram, read_object
@@ -32,8 +32,7 @@ def main(args: Sequence[str] | None = None) -> int:
     Raises `PybpfasmError`, for bad usage `pybpfasm.cli.UsageError`, and `OSError`.
     """
     options = parse_command(_parser(), sys.argv[1:] if args is None else args)
-    if options.output == "":
-        raise UsageError("-o needs the name of a file", "write -o FILE, or -o - for standard output")
+    check_output(options.output, options.targets)
     if options.output is not None and options.extract is None:
         _write(options.output, _made(options.targets, options.level))
         return 0

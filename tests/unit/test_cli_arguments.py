@@ -73,6 +73,13 @@ def run(words: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str,
         (["up", "--iface", "eth0", "--ports", "70000"], "port 70000 does not exist"),
         (["up", "--iface", "eth0", "--ports", "0"], "port 0 does not exist"),
         (["up", "--iface", "eth0", "--ports", "80-20"], "range 80-20 is backwards"),
+        (
+            ["up", "--iface", "eth0", "--ports", "8000 9000-9010"],
+            "'8000 9000-9010' is neither a port nor a range: write 8000, or 9000-9010\n"
+            "  write --ports 8000,9000-9010, with a comma between two\n",
+        ),
+        (["up", "--iface", "eth0", "--ports", "8000,,8001,"], "\n  write --ports 8000,8001, with a comma"),
+        (["up", "--iface", "eth0", "--ports", ""], "'' is neither a port nor a range"),
         (["up", "--iface", "eth0", "--ports", "http"], "'http' is neither a port nor a range"),
         (["up", "--iface", "eth0", "--ports", "8080"], "port 8080 is Envoy's own"),
         (["up", "--iface", "eth0", "--ports", "8000-9000"], "port 8080 is Envoy's own"),

@@ -263,10 +263,21 @@ def test_what_is_read_is_not_overwritten(
     link = tmp_path / "other-name"
     link.hardlink_to(text)
     for target, output in ((text, text), (text, str(link)), (f"{module}:made", module)):
-        for command in ("asm", "cfg"):
+        for command in ("asm", "cfg", "elf"):
             before = Path(output).read_text()
             assert "is what is read" in fails([command, target, "-o", output], 2, capfd)
             assert Path(output).read_text() == before
+
+
+def test_an_object_that_is_read_is_not_overwritten(
+    module: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "made.o"
+    assert main(["elf", f"{module}:made", "-o", str(path)]) == 0
+    before = path.read_bytes()
+    for words in ([], [f"{module}:made"], ["--extract", "license"]):
+        assert "made.o is what is read" in fails(["elf", str(path), *words, "-o", str(path)], 2, capfd)
+        assert path.read_bytes() == before
 
 
 def test_an_object_is_one(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
