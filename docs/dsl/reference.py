@@ -72,6 +72,7 @@ TAIL: Final = """
 | `loop.leave()`, `loop.again()` | as Python's `break` and `continue` |
 | `b.If(condition).goto(loop.end)` | the same with a condition; `loop.start` as well |
 | `b.label("name")`, `b.goto("name")`, `b.If(condition).goto("name")` | places and jumps by name, or by a `Label()` |
+| `b.r1 < 7`, `<=`, `>`, `>=` | without a sign; `b.r1.slt(7)`, `sle`, `sgt`, `sge` are with it, as an errno wants: `b.r0 < 0` is an error |
 | `(b.r1 == 1) & (b.r2 == 2)`, <code>&#124;</code>, `~` | conditions joined and negated |
 
 ## Ways to repeat

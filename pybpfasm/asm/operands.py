@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
@@ -383,6 +384,16 @@ _sdiv = _in_place(Alu.DIV, 1)
 _smod = _in_place(Alu.MOD, 1)
 
 
+# Of comparisons without a sign: the constant at the end of all numbers, and what holds there whatever the
+# register is; the operator, and the method that compares with a sign.
+_OUTCOMES: Final = {
+    Jump.JLT: (0, False, "<", "slt"),
+    Jump.JGE: (0, True, ">=", "sge"),
+    Jump.JGT: (-1, False, ">", "sgt"),
+    Jump.JLE: (-1, True, "<=", "sle"),
+}
+
+
 class Reg:
     """A register: ``b.r3`` all 64 bits, ``b.w3`` its lower 32 (a write to which clears the upper)."""
 
@@ -509,10 +520,33 @@ class Reg:
             if value.asm is not asm:
                 raise asm._foreign()
         elif isinstance(value, (int, Imm)):
-            asm._immediate(value, self.is_w)
+            imm = asm._immediate(value, self.is_w)
+            if jump in _OUTCOMES and imm == _OUTCOMES[jump][0]:
+                self._refuse_outcome(jump)
         else:
             raise asm._error(f"a register is compared with a register or a constant, not with {a(value)}")
         return Condition(asm, jump, self, value)
+
+    def _refuse_outcome(self, jump: Jump) -> None:
+        """Refuse what always or never holds, where the constant itself stands in the comparison.
+
+        A setting that happens to be 0, as the first of a range, is none of it.
+        """
+        import dis  # here, because hardly any program needs it
+
+        frame = sys._getframe(3)  # the comparison's
+        before = ""
+        for insn in dis.get_instructions(frame.f_code):
+            if insn.offset == frame.f_lasti:
+                break
+            before = insn.opname
+        if before in ("LOAD_CONST", "LOAD_SMALL_INT"):
+            end, always, operator, method = _OUTCOMES[jump]
+            shown = f"{self.name} {operator} {end}"
+            raise self.asm._error(
+                f"{shown} {'always' if always else 'never'} holds, because {operator} compares without a "
+                f"sign: with it is b.{self.name}.{method}({end})"
+            )
 
     def __eq__(self, value: Operand) -> Condition:  # type: ignore[override]
         return self._compare(Jump.JEQ, value)

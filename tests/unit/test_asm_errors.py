@@ -337,6 +337,22 @@ CASES: dict[str, tuple[str, str]] = {
         "conditions are joined with conditions: put each comparison in parentheses, "
         "(b.r1 == 1) & (b.r2 == 2)",
     ),
+    "a negative number looked for without a sign": (
+        "b.If(b.r0 < 0).goto('x')  # <-",
+        "r0 < 0 never holds, because < compares without a sign: with it is b.r0.slt(0)",
+    ),
+    "no negative number looked for without a sign": (
+        "with b.If((b.r2 == 1) & (b.w0 >= 0)):  # <-\n    b.ret(0)",
+        "w0 >= 0 always holds, because >= compares without a sign: with it is b.w0.sge(0)",
+    ),
+    "more than the largest number": (
+        "b.If(b.r0 > -1).goto('x')  # <-",
+        "r0 > -1 never holds, because > compares without a sign: with it is b.r0.sgt(-1)",
+    ),
+    "up to the largest number of 32 bits": (
+        "b.If(b.w0 <= 0xffffffff).goto('x')  # <-",
+        "w0 <= -1 always holds, because <= compares without a sign",
+    ),
     "If of a register": ("b.If(b.r2).goto('x')  # <-", "If takes a comparison of registers, not Reg"),
     "If of a Python truth": (
         "b.If(True).goto('x')  # <-",
@@ -594,6 +610,22 @@ def test_the_context_is_not_read_from_what_its_register_became(
     assert f"{field} is read or written at r1, which is {became} since " in caught.value.message
     assert caught.value.message.endswith(": keep the context, b.r6 = ctx, and write SkBuff(b.r6)")
     assert caught.value.location is not None and "ctx." in caught.value.location.text
+
+
+def test_a_bound_that_is_a_setting_may_be_any_number() -> None:
+    """The first number of a range may be 0, the last the largest; errors are a range without a sign too."""
+
+    def outside(b: Asm, first: int, last: int) -> None:
+        b.If((b.w2 < first) | (b.w2 > last)).goto("out")
+
+    b = Asm("ranges")
+    outside(b, 0, 0xFFFFFFFF)
+    b.If(b.r0 >= -4095).goto("out")
+    b.If(b.r0.slt(0)).goto("out")
+    b.ret(1)
+    b.label("out")
+    b.ret(0)
+    assert len(b.finish()) == 8
 
 
 def test_a_context_that_may_be_there_is_read() -> None:
