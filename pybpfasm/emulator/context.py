@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, get_args
 
-from pybpfasm.emulator.faults import EmulatorError, Violation
+from pybpfasm.emulator.faults import EmulatorError, Violation, choose
 from pybpfasm.emulator.memory import Fields, Memory, Order, Rights
 from pybpfasm.emulator.sockets import Socket
 from pybpfasm.errors import suggestion
@@ -265,6 +265,7 @@ class Skb(Context):
         **fields: Any,
     ) -> None:
         super().__init__(**fields)
+        choose("checksum", checksum, get_args(Checksum))
         self.data = bytearray(packet)
         self.linear = len(packet) if linear is None else linear
         if not 0 <= self.linear <= len(packet):

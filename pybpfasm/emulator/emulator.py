@@ -8,11 +8,11 @@ import itertools
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from pybpfasm.emulator import maps as models
 from pybpfasm.emulator.context import Skb
-from pybpfasm.emulator.faults import EmulatorError, Violation
+from pybpfasm.emulator.faults import EmulatorError, Violation, choose
 from pybpfasm.emulator.helpers import MODELS, Model, make_model
 from pybpfasm.emulator.maps import Map, ProgArray
 from pybpfasm.emulator.memory import Memory, Numbers, Order, Region
@@ -48,6 +48,10 @@ class Timer:
     serial: int = field(default=0, repr=False)
 
 
+#: The engines that run programs: chosen as it pays, or always the one.
+ENGINES: Final = ("auto", "interpret", "translate")
+
+
 class Emulator:
     """A kernel in Python, as far as programs see it.
 
@@ -70,6 +74,8 @@ class Emulator:
     ) -> None:
         if cpus < 1:
             raise EmulatorError(f"cpus={cpus} must be at least 1")
+        choose("byteorder", byteorder, ("little", "big"))
+        choose("engine", engine, ENGINES)
         self.cpus = cpus
         self.cpu = 0
         self.byteorder: Order = byteorder
@@ -108,6 +114,8 @@ class Emulator:
         """
         if isinstance(spec, Template):
             raise EmulatorError(f"{spec.name} has not been built yet: load({spec.name}.build(…))")
+        if engine is not None:
+            choose("engine", engine, ENGINES)
         self._check_order(spec)
         return self.loaded(self.make(spec, self.engine if engine is None else engine))
 

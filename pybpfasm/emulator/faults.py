@@ -17,6 +17,13 @@ class EmulatorError(PybpfasmError):
     """The emulator is used wrongly: a missing map, a context that does not go with the program, and so on."""
 
 
+def choose(argument: str, value: object, choices: tuple[str, ...]) -> None:
+    """Refuse an argument's *value* that is none of *choices*; raises `EmulatorError`."""
+    if value not in choices:
+        known = ", ".join(map(repr, choices))
+        raise EmulatorError(f"{argument}={value!r} is none of {known}")
+
+
 class Violation(Exception):
     """A rule that an instruction or a helper's caller breaks; the engine makes an `EmulatorFault` of it."""
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 
 import ipaddress
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
-from pybpfasm.emulator.faults import EmulatorError
+from pybpfasm.emulator.faults import EmulatorError, choose
 from pybpfasm.kernel.enums import FibLookupResult
 
 __all__ = ["Route", "Routes"]
@@ -57,23 +57,30 @@ class Routes:
     ) -> Route:
         """Add a route for *network*, such as ``10.0.0.0/8``.
 
-        Raises `EmulatorError` for a ``prefsrc`` of another IP version.
+        Raises `EmulatorError` for what is none, and for a ``prefsrc`` of another IP version.
         """
-        if (
-            prefsrc is not None
-            and ipaddress.ip_address(prefsrc).version != ipaddress.ip_network(network).version
-        ):
+        choose("kind", kind, get_args(Kind))
+        for name, hardware in (("neighbour", neighbour), ("source", source)):
+            if hardware is not None and len(hardware) != 6:
+                raise EmulatorError(f"{name}={hardware!r} is no hardware address, which has 6 bytes")
+        try:
+            where = ipaddress.ip_network(network)
+            via = None if gateway is None else ipaddress.ip_address(gateway)
+            preferred = None if prefsrc is None else ipaddress.ip_address(prefsrc)
+        except ValueError as error:
+            raise EmulatorError(f"this is no route: {error}") from None
+        if preferred is not None and preferred.version != where.version:
             raise EmulatorError(f"packets for {network} can't be sent from {prefsrc}: another version of IP")
         route = Route(
-            ipaddress.ip_network(network),
+            where,
             kind,
             ifindex,
-            None if gateway is None else ipaddress.ip_address(gateway).packed,
+            None if via is None else via.packed,
             neighbour,
             source,
             mtu,
             metric,
-            None if prefsrc is None else ipaddress.ip_address(prefsrc).packed,
+            None if preferred is None else preferred.packed,
         )
         self._routes.append(route)
         return route

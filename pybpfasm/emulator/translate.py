@@ -276,9 +276,8 @@ class _Function:
     def _find_set(self) -> None:
         """For each block the registers that are certainly set where it begins."""
         everything = (1 << 11) - 1
-        start = 1 << 10 | (1 << 1 if self.entry == 0 else 0)
         self.set = [everything] * len(self.blocks)
-        self.set[0] = start
+        self.set[0] = 1 << 10  # r1 too is set only where there is a context
         self.backward: set[int] = {0}
         successors = [self._successors(i) for i in range(len(self.blocks))]
         for block, following in enumerate(successors):

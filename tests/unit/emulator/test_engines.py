@@ -195,6 +195,25 @@ def test_the_engines_refuse_alike(code: list[Instruction], reason: str, engine: 
         Emulator(engine=engine).load(bare([*code, *assemble("r0 = 0\nexit")])).run(Skb(bytes(64)))
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "r0 = *(u32 *)(r1 +8)",
+        "r0 = r1",
+        "r1 += 4",
+        "if r1 == 0 goto +0",
+        "*(u64 *)(r10 -8) = r1",
+        "r0 = 1\ncall bpf_get_hash_recalc",
+        "r6 = 3\nr6 -= 1\nif r6 != 0 goto -2\nr0 = r1",
+    ],
+)
+@pytest.mark.parametrize("engine", ["interpret", "translate"])
+def test_without_a_context_r1_is_not_set(text: str, engine: str) -> None:
+    program = Emulator(engine=engine).load(bare(assemble(f"{text}\nr0 = 0\nexit")))
+    with pytest.raises(EmulatorFault, match="r1 is read and was never set"):
+        program.run()
+
+
 def test_loops_are_translated_at_once_and_others_when_they_are_warm() -> None:
     def straight(b: Asm, ctx: SkBuff) -> None:
         b.ret(3)

@@ -6,10 +6,11 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import tracemalloc
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -303,6 +304,24 @@ def test_a_route_is_not_used_with_an_address_of_another_version() -> None:
     with pytest.raises(EmulatorError, match=r"packets for fd02::/16 can't be sent from 10\.1\.0\.1"):
         routes.add("fd02::/16", ifindex=2, prefsrc="10.1.0.1")
     assert routes.find(bytes.fromhex("fd02") + bytes(14)) is None
+
+
+@pytest.mark.parametrize(
+    ("call", "problem"),
+    [
+        (lambda: Emulator(engine="fast"), "engine='fast' is none of 'auto', 'interpret', 'translate'"),
+        (lambda: Emulator().load(spec("exit"), engine="fast"), "engine='fast' is none of"),
+        (lambda: Emulator(byteorder="middle"), "byteorder='middle' is none of 'little', 'big'"),  # type: ignore[arg-type]
+        (lambda: Skb(PACKET, checksum="bad"), "checksum='bad' is none of 'none', 'unnecessary'"),  # type: ignore[arg-type]
+        (lambda: Emulator().routes.add("10.0.0.0/8", "no"), "kind='no' is none of 'unicast'"),  # type: ignore[arg-type]
+        (lambda: Emulator().routes.add("10.0.0.1/8"), "this is no route: 10.0.0.1/8 has host bits set"),
+        (lambda: Emulator().routes.add("10.0.0.0/8", gateway="x"), "this is no route: 'x' does not appear"),
+        (lambda: Emulator().routes.add("::/0", neighbour=b"x"), "neighbour=b'x' is no hardware address"),
+    ],
+)
+def test_arguments_that_mean_nothing(call: Callable[[], object], problem: str) -> None:
+    with pytest.raises(EmulatorError, match=re.escape(problem)):
+        call()
 
 
 _HUGE = 0xFFFFFFFF
