@@ -45,6 +45,7 @@ from loader.process import (
     die_with_parent,
     mount,
     setns,
+    signals_wait,
     spawn,
     stop,
     umount,
@@ -464,25 +465,26 @@ def _mount_namespace(bpffs: bool) -> int:
     """Return a descriptor of a new mount namespace with a bpffs of its own at /sys/fs/bpf, or none."""
     parent = os.getpid()
     from_child, to_parent = os.pipe()
-    child = os.fork()
-    if child == 0:
-        try:
-            os.close(from_child)
-            die_with_parent(parent)
-            for number in (signal.SIGINT, signal.SIGTERM):
-                signal.signal(number, signal.SIG_DFL)
-            unshare(CLONE_NEWNS)
-            mount("none", "/", None, _MS_REC | _MS_PRIVATE)
-            while os.path.ismount(BPFFS):
-                umount(BPFFS)
-            if bpffs:
-                mount("bpf", BPFFS, "bpf", 0)
-            os.write(to_parent, json.dumps({}).encode())
-            signal.pause()
-        except OSError as error:
-            os.write(to_parent, json.dumps({"errno": error.errno, "text": str(error)}).encode())
-        finally:
-            os._exit(1)
+    with signals_wait():
+        child = os.fork()
+        if child == 0:
+            try:
+                os.close(from_child)
+                die_with_parent(parent)
+                for number in (signal.SIGINT, signal.SIGTERM):
+                    signal.signal(number, signal.SIG_DFL)
+                unshare(CLONE_NEWNS)
+                mount("none", "/", None, _MS_REC | _MS_PRIVATE)
+                while os.path.ismount(BPFFS):
+                    umount(BPFFS)
+                if bpffs:
+                    mount("bpf", BPFFS, "bpf", 0)
+                os.write(to_parent, json.dumps({}).encode())
+                signal.pause()
+            except OSError as error:
+                os.write(to_parent, json.dumps({"errno": error.errno, "text": str(error)}).encode())
+            finally:
+                os._exit(1)
     os.close(to_parent)
     try:
         answer = json.loads(os.read(from_child, 4096) or b'{"text": "the child died"}')

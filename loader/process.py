@@ -74,6 +74,23 @@ def die_with_parent(parent: int) -> None:
         os._exit(1)
 
 
+_ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+@contextmanager
+def signals_wait() -> Iterator[set[signal.Signals]]:
+    """A context for a fork: signals that end a command wait meanwhile. Gives the mask from before.
+
+    What a handler raises while Python calls its hooks of a fork (logging has some) is lost, and the signal
+    with it. The child begins with the signals blocked.
+    """
+    before: Any = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
+    try:
+        yield before
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 @dataclass(frozen=True)
 class Place:
     """Where a process runs. What is None stays as it is for the caller."""
@@ -115,21 +132,33 @@ def spawn(
     """
     parent = os.getpid()
     where = place or Place()
+    process: subprocess.Popen[Any] | None = None
+    try:
+        with signals_wait() as before:
 
-    def in_child() -> None:
-        die_with_parent(parent)
-        where.enter()
+            def in_child() -> None:
+                for number in _ENDING:  # our handlers are nothing for a child, and end with exec
+                    if callable(signal.getsignal(number)):
+                        signal.signal(number, signal.SIG_DFL)
+                signal.pthread_sigmask(signal.SIG_SETMASK, before)
+                die_with_parent(parent)
+                where.enter()
 
-    return subprocess.Popen(
-        [os.fspath(a) for a in argv],
-        stdin=stdin,
-        stdout=stdout,
-        stderr=stderr,
-        env=env,
-        cwd=cwd,
-        text=text,
-        preexec_fn=in_child,
-    )
+            process = subprocess.Popen(
+                [os.fspath(a) for a in argv],
+                stdin=stdin,
+                stdout=stdout,
+                stderr=stderr,
+                env=env,
+                cwd=cwd,
+                text=text,
+                preexec_fn=in_child,
+            )
+    except BaseException:
+        if process is not None:  # a signal has waited, and nobody will get to know of the process
+            stop(process)
+        raise
+    return process
 
 
 def stop(process: subprocess.Popen[Any], patience: float = 5.0) -> int:
@@ -158,22 +187,24 @@ def call(function: Callable[[], T], place: Place) -> T:
     """
     parent = os.getpid()
     read_end, write_end = os.pipe()
-    child = os.fork()
-    if child == 0:
-        status = 1
-        try:
-            os.close(read_end)
-            die_with_parent(parent)
+    with signals_wait() as before:
+        child = os.fork()
+        if child == 0:
+            status = 1
             try:
-                place.enter()
-                answer: tuple[bool, Any] = (True, function())
-            except BaseException:
-                answer = (False, traceback.format_exc())
-            with os.fdopen(write_end, "wb") as pipe:
-                pickle.dump(answer, pipe)
-            status = 0
-        finally:
-            os._exit(status)
+                os.close(read_end)
+                die_with_parent(parent)
+                try:
+                    signal.pthread_sigmask(signal.SIG_SETMASK, before)
+                    place.enter()
+                    answer: tuple[bool, Any] = (True, function())
+                except BaseException:
+                    answer = (False, traceback.format_exc())
+                with os.fdopen(write_end, "wb") as pipe:
+                    pickle.dump(answer, pipe)
+                status = 0
+            finally:
+                os._exit(status)
     os.close(write_end)
     with os.fdopen(read_end, "rb") as pipe:
         data = pipe.read()
