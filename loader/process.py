@@ -227,29 +227,33 @@ def if_killed(act: Callable[[], object]) -> Iterator[int]:
     an exception too, it ends without doing anything.
     """
     read_end, write_end = os.pipe()
-    child = os.fork()
-    if child == 0:
-        status = 1
-        try:
-            os.setsid()
-            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGPIPE):
-                signal.signal(number, signal.SIG_IGN)
-            os.close(write_end)
-            nothing = os.open(os.devnull, os.O_RDWR)
-            os.dup2(nothing, 0)
-            os.dup2(nothing, 1)
-            if os.read(read_end, 1) == b"":  # nobody can write any more, and nobody said that all is well
-                act()
-            status = 0
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            os._exit(status)
-    os.close(read_end)
+    child = None
     try:
+        with signals_wait() as before:
+            child = os.fork()
+            if child == 0:
+                status = 1
+                try:
+                    os.setsid()
+                    for number in (*_ENDING, signal.SIGQUIT, signal.SIGPIPE):
+                        signal.signal(number, signal.SIG_IGN)
+                    signal.pthread_sigmask(signal.SIG_SETMASK, before)
+                    os.close(write_end)
+                    nothing = os.open(os.devnull, os.O_RDWR)
+                    os.dup2(nothing, 0)
+                    os.dup2(nothing, 1)
+                    if os.read(read_end, 1) == b"":  # nobody said that all is well, and nobody can any more
+                        act()
+                    status = 0
+                except BaseException:
+                    traceback.print_exc()
+                finally:
+                    os._exit(status)
         yield child
     finally:
         with suppress(BrokenPipeError):  # somebody has ended the child
             os.write(write_end, b".")
         os.close(write_end)
-        os.waitpid(child, 0)
+        os.close(read_end)
+        if child is not None:
+            os.waitpid(child, 0)

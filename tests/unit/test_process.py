@@ -15,7 +15,10 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="the loader is f
 
 SIGNALLED = """
 import os, signal
-from loader.process import Place, call, spawn
+from loader.process import Place, call, if_killed, spawn
+
+def act():
+    os.write(2, b"acted")
 
 def ended(number, frame):
     raise SystemExit(43)
@@ -36,7 +39,9 @@ print("the signal was lost")
 
 @pytest.mark.parametrize("when", ["before", "after_in_parent"])
 @pytest.mark.parametrize("signal", ["SIGINT", "SIGTERM", "SIGHUP"])
-@pytest.mark.parametrize("what", ["spawn(['sleep', '600'])", "call(int, Place())"])
+@pytest.mark.parametrize(
+    "what", ["spawn(['sleep', '600'])", "call(int, Place())", "if_killed(act).__enter__()"]
+)
 def test_a_signal_during_a_fork_is_not_lost(what: str, signal: str, when: str) -> None:
     """Python calls hooks around a fork, and what is raised in them goes nowhere."""
     code = SIGNALLED.format(what=what, signal=signal, when=when)
