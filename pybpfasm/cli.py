@@ -21,7 +21,6 @@ import bisect
 import importlib
 import importlib.util
 import os
-import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -486,9 +485,11 @@ def _from_module(module_name: str, expression: str, byteorder: ByteOrder, level:
     except PybpfasmError:
         raise
     except Exception as error:
-        if isinstance(error, TypeError) and re.search("(positional|keyword) argument", str(error)):
+        if isinstance(error, TypeError) and (wrong := _wrong_settings(found, positional, keywords)):
+            if wrong == "none":
+                raise UsageError(f"{name} takes no settings: write {module_name}:{name}") from None
             raise UsageError(
-                f"{name} takes settings: {error}. Write them as constants, {module_name}:{name}(8000), or "
+                f"{name} takes {wrong}. Write them as constants, {module_name}:{name}(8000), or "
                 "name a function without parameters that returns the program"
             ) from None
         what = f"{type(error).__name__}: {error} ({_where(error)})"
@@ -499,6 +500,25 @@ def _from_module(module_name: str, expression: str, byteorder: ByteOrder, level:
             "not a program or a function that returns one"
         )
     return found
+
+
+def _wrong_settings(found: Any, positional: list[Any], keywords: dict[str, Any]) -> str:
+    """What to say of the settings of a program or a function, if they are not those that it takes."""
+    import inspect  # only where something is wrong
+
+    from pybpfasm.program import Template
+
+    try:
+        signature = inspect.signature(found._function if isinstance(found, Template) else found)
+    except (TypeError, ValueError):  # a function of C
+        return ""
+    if isinstance(found, Template):  # what the program is written to, and its context, are not settings
+        signature = signature.replace(parameters=list(signature.parameters.values())[2:])
+    try:
+        signature.bind(*positional, **keywords)
+    except TypeError as error:
+        return f"settings: {', '.join(signature.parameters)} ({error})" if signature.parameters else "none"
+    return ""
 
 
 def _build(

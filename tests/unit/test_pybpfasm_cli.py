@@ -59,6 +59,10 @@ def fails():
     return 1 / 0
 
 number = 5
+
+@sched_cls(AttachType.TCX_INGRESS)
+def slips(b: Asm, ctx: SkBuff) -> None:
+    b.goto()
 """
 
 
@@ -322,11 +326,22 @@ def test_json_of_what_cannot_be_read(
     ("target", "status", "message"),
     [
         ("MODULE", 2, "is a module; name what is in it"),
-        ("MODULE", 2, "(it has answer, wrong, newer, narrow)"),
+        ("MODULE", 2, "(it has answer, wrong, newer, narrow, slips)"),
         ("tests.data.isa.programs", 2, "(it has maps_and_calls)"),
-        ("MODULE:answr", 1, "has no 'answr'; did you mean 'answer'? (it has answer, wrong, newer, narrow)"),
-        ("MODULE:answer", 2, "answer takes settings: "),
-        ("MODULE:answer(1, 2, 3)", 2, "answer takes settings: "),
+        (
+            "MODULE:answr",
+            1,
+            "has no 'answr'; did you mean 'answer'? (it has answer, wrong, newer, narrow, slips)",
+        ),
+        ("MODULE:answer", 2, "answer takes settings: value, more (missing a required argument: 'value')"),
+        ("MODULE:answer(1, 2, 3)", 2, "answer takes settings: value, more (too many positional arguments)"),
+        ("MODULE:answer(valeu=1)", 2, "answer takes settings: value, more (missing a required argument: "),
+        ("MODULE:slips(1)", 2, "slips takes no settings: write MODULE:slips\n"),
+        (
+            "MODULE:slips",
+            1,
+            "MODULE:slips failed: TypeError: Asm.goto() missing 1 required positional argument",
+        ),
         ("MODULE:answer(open('x'))", 2, "neither a name nor a call with constants"),
         ("MODULE:", 2, "neither a name nor a call with constants"),
         ("MODULE:1 + 1", 2, "neither a name nor a call with constants"),
