@@ -34,7 +34,7 @@ from pybpfasm.kernel.enums import (
     BPF_SKB_CLOCK_TAI,
     Helper,
 )
-from pybpfasm.net import ETH_P_IP, ETH_P_IPV6, Ethernet, Ipv4, Ipv6
+from pybpfasm.net import ETH_P_8021AD, ETH_P_8021Q, ETH_P_IP, ETH_P_IPV6, Ethernet, Ipv4, Ipv6
 
 U32: Final = 0xFFFFFFFF
 _MOST: Final = 0xFFF
@@ -150,11 +150,23 @@ def skb_change_proto(run: Run, context: int, kind: int, flags: int) -> int:
     return result
 
 
+def _behind_tags(run: Run, skb: Skb) -> int:
+    """The EtherType behind VLAN tags that are in the packet (``skb_protocol``); 0 where it ends before."""
+    kind = protocol(run)
+    at = skb.network_offset + 2
+    while kind in (ETH_P_8021Q, ETH_P_8021AD):
+        if at + 2 > len(skb.data):
+            return 0
+        kind = int.from_bytes(skb.data[at : at + 2], "big")
+        at += 4
+    return kind
+
+
 @helper(Helper.skb_ecn_set_ce)
 def skb_ecn_set_ce(run: Run, context: int) -> int:
     """Mark the packet as having met congestion; 1 where it says so now, 0 where it takes no part."""
     skb = run.is_context(context, Skb)
-    kind = protocol(run)
+    kind = _behind_tags(run, skb)
     at = skb.network_offset
     if kind not in _BASE or skb.linear < at + _BASE[kind]:
         return 0

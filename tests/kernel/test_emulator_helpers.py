@@ -533,6 +533,13 @@ def test_ecn(tos: int, version: int) -> None:
     packet[15] = 0xA4 | tos if version == 4 else tos << 4 | 5
     both(program("r1 = r6\ncall bpf_skb_ecn_set_ce"), bytes(packet))
     both(program("r1 = r6\ncall bpf_skb_ecn_set_ce"), _ARP)
+    # What the tag is of decides, and the bytes behind the link header are taken for the IP header.
+    inner = packet[12:14]
+    for tags in (b"\x81\0\0" + bytes([tos]), b"\x88\xa8\0\1\x81\0" + bytes([tos << 4, 5])):
+        for end in (14, 17, 18, 60, 100):
+            tagged = (bytes(12) + tags + inner + bytes(packet[14:]))[:end]
+            both(program("r1 = r6\ncall bpf_skb_ecn_set_ce"), tagged)
+            both(program(f"{_HEAD}r1 = r6\ncall bpf_skb_ecn_set_ce"), tagged)
 
 
 @pytest.mark.parametrize("packet", [PACKET, _ARP], ids=["v4", "arp"])
