@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from pybpfasm.emulator import (  # noqa: F401  (they add their models)
     dynptr_helpers,
+    iterator_kfuncs,
     message_helpers,
     packet_helpers,
     room_helpers,

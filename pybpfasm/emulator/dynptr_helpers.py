@@ -8,7 +8,7 @@ a program could read. One whose bytes were written since is none any more.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Final, cast
 
 from pybpfasm.emulator.errnos import E2BIG, EINVAL
 from pybpfasm.emulator.faults import Violation
@@ -41,35 +41,55 @@ class Window(Memory):
 class Dynptr:
     """What a dynptr points to: *size* bytes at offset *at* of *region*; nothing where that is ``None``."""
 
+    what: ClassVar[str] = "a dynptr"
+    on_stack: ClassVar[int] = SIZE
+    in_use: ClassVar[str] = (
+        "a dynptr of a ring buffer's record is made anew: submit or discard the record first"
+    )
     region: Region | None
     at: int = 0
     size: int = 0
     record: Record | None = None
 
 
-def _place(run: Run, address: int) -> tuple[Stack, int]:
-    region, at = run.region(address, "the dynptr")
+def stack_place(run: Run, address: int, size: int, what: str) -> tuple[Stack, int]:
+    """The frame that *address* points into, and where; raises `Violation` where *what*, of *size* bytes,
+    can't be."""
+    region, at = run.region(address, f"the argument for {what}")
     if not isinstance(region, Stack) or at % 8:
-        raise Violation(f"{run.describe(address)} is no place for a dynptr: 16 bytes of the stack are")
-    if not 0 <= at <= region.size - SIZE:
-        region.refuse(at, SIZE, "a dynptr")
+        raise Violation(
+            f"{run.describe(address)} is no place for {what}: {size} aligned bytes of the stack are"
+        )
+    if not 0 <= at <= region.size - size:
+        region.refuse(at, size, what)
     return region, at
 
 
-def _make(run: Run, address: int, dynptr: Dynptr) -> None:
-    stack, at = _place(run, address)
-    stack.set[at : at + SIZE] = bytes(SIZE)
-    found = run.dynptrs.get(address)
-    if isinstance(found, Dynptr) and found.record is not None:
-        raise Violation("a dynptr of a ring buffer's record is made anew: submit or discard the record first")
-    run.dynptrs[address] = dynptr
+def intact(run: Run, address: int, size: int, what: str) -> bool:
+    """Whether the place of *what* on the stack has not been written since; raises `Violation`."""
+    stack, at = stack_place(run, address, size, what)
+    return not any(stack.set[at : at + size])
+
+
+def take_place(run: Run, address: int, made: Any) -> None:
+    """Put *made*, a dynptr or an iterator, at *address* on the stack; raises `Violation` where it would lie
+    on one that is to be given back."""
+    size = made.on_stack
+    stack, at = stack_place(run, address, size, made.what)
+    for other in range(address - SIZE + 8, address + size, 8):
+        found = run.dynptrs.get(other)
+        if found is not None and other + found.on_stack > address:
+            if other in run.held:
+                raise Violation(found.in_use)
+            del run.dynptrs[other]
+    stack.set[at : at + size] = bytes(size)
+    run.dynptrs[address] = made
 
 
 def dynptr_at(run: Run, address: int) -> Dynptr:
     """The dynptr that *address* points to; raises `Violation`."""
-    stack, at = _place(run, address)
     found = run.dynptrs.get(address)
-    if not isinstance(found, Dynptr) or any(stack.set[at : at + SIZE]):
+    if not intact(run, address, SIZE, Dynptr.what) or not isinstance(found, Dynptr):
         raise Violation(f"there is no dynptr at {run.describe(address)}")
     return found
 
@@ -88,7 +108,7 @@ def dynptr_from_mem(run: Run, data: int, size: int, flags: int, dynptr: int) -> 
         raise Violation("dynptr_from_mem takes a map's value, not the stack")
     if not error and not 0 <= at <= region.size - size:
         region.refuse(at, size, "a dynptr")
-    _make(run, dynptr, Dynptr(None) if error else Dynptr(region, at, size))
+    take_place(run, dynptr, Dynptr(None) if error else Dynptr(region, at, size))
     return error
 
 
@@ -143,10 +163,10 @@ def ringbuf_reserve_dynptr(run: Run, ring: int, size: int, flags: int, dynptr: i
     error = -EINVAL if flags else -E2BIG if size > _MAX_SIZE else 0
     record = None if error else one.reserve(size)
     if record is None:
-        _make(run, dynptr, Dynptr(None))
+        take_place(run, dynptr, Dynptr(None))
         error = error or -EINVAL
     else:
-        _make(run, dynptr, Dynptr(record, 0, size, record))
+        take_place(run, dynptr, Dynptr(record, 0, size, record))
     run.hold(dynptr, "a dynptr of a ring buffer's record")
     return error
 

@@ -14,6 +14,7 @@ from pybpfasm.emulator import maps as models
 from pybpfasm.emulator.context import Skb
 from pybpfasm.emulator.faults import EmulatorError, Violation, choose
 from pybpfasm.emulator.helpers import MODELS, Model, make_model
+from pybpfasm.emulator.kfuncs import name_of, number_of
 from pybpfasm.emulator.maps import Map, ProgArray
 from pybpfasm.emulator.memory import Memory, Numbers, Order, Region
 from pybpfasm.emulator.program import Program
@@ -178,16 +179,22 @@ class Emulator:
         return models.make(self, spec)
 
     # Helpers.
-    def model(self, helper: Helper | int, *, kfunc: bool = False) -> Callable[[F], F]:
+    def model(self, helper: Helper | int | str, *, kfunc: bool = False) -> Callable[[F], F]:
         """Decorator: the function models *helper* in this emulator.
+
+        A name is that of a function of the kernel. With *kfunc*, a number is a type id by which a resolved
+        program calls one.
 
         Its first parameter is the `Run`, the others, at most five, are the registers r1 and up as unsigned
         numbers; it returns r0, in which a negative number stands for an errno.
         """
 
         def wrap(function: F) -> F:
-            kind = CallKind.KFUNC if kfunc else CallKind.HELPER
-            self._models[kind, int(helper)] = make_model(function)
+            if isinstance(helper, str):
+                call = CallKind.KFUNC, number_of(helper)
+            else:
+                call = CallKind.KFUNC if kfunc else CallKind.HELPER, int(helper)
+            self._models[call] = make_model(function)
             return function
 
         return wrap
@@ -196,7 +203,10 @@ class Emulator:
         """The model that a call instruction reaches; raises `EmulatorError`."""
         found = self._models.get((kind, number))
         if found is None:
-            if kind == CallKind.KFUNC:
+            if kind == CallKind.KFUNC and (known := name_of(number)) is not None:
+                name, how = f"kernel function {known}", f'"{known}"'
+            elif kind == CallKind.KFUNC:
+                # Resolved, a call has no more than the number.
                 name, how = f"kernel function {number}", f"{number}, kfunc=True"
             elif number in Helper._value2member_map_:
                 name = Helper(number).name

@@ -10,9 +10,9 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Final, NoReturn, Protocol
 
 from pybpfasm import isa
-from pybpfasm.check.rights import RETURNS_NOTHING
 from pybpfasm.emulator.alu import U32, U64, atomic, compute, holds, signed, swap
 from pybpfasm.emulator.faults import Violation
+from pybpfasm.emulator.kfuncs import returns_nothing
 from pybpfasm.emulator.memory import STACK_SIZE, Region, Stack
 from pybpfasm.emulator.run import MAX_LOOPS, Step
 from pybpfasm.isa import Alu, Atomic, CallKind
@@ -230,7 +230,7 @@ class _Frame:
         if insn.src == CallKind.LOCAL:
             result = run.enter(slot + 1 + insn.imm, r[1], r[2], r[3], r[4], r[5])
         else:
-            nothing = insn.src == CallKind.HELPER and insn.imm in RETURNS_NOTHING
+            nothing = returns_nothing(insn)
             if insn.src == CallKind.HELPER and insn.imm == TAIL_CALL:
                 target = run.emulator.tail_target(run, self.get(1), self.get(2), self.get(3))
                 if target is not None:

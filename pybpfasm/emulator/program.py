@@ -13,6 +13,7 @@ from pybpfasm import isa
 from pybpfasm.emulator import interpret, translate
 from pybpfasm.emulator.context import Context
 from pybpfasm.emulator.faults import EmulatorError, EmulatorFault
+from pybpfasm.emulator.kfuncs import numbers
 from pybpfasm.emulator.maps import Array, Map
 from pybpfasm.emulator.memory import Opaque, Region
 from pybpfasm.emulator.run import DEFAULT_BUDGET, Result, Run, Step
@@ -56,7 +57,8 @@ def _decoded(spec: ProgramSpec) -> _Decoded:
 
 
 def _decode(spec: ProgramSpec) -> _Decoded:
-    code = spec.code({one.name: number for number, one in enumerate(spec.maps, 1)}, local=True)
+    fds = {one.name: number for number, one in enumerate(spec.maps, 1)}
+    code = spec.code(fds, local=True, kfuncs=numbers(spec))
     instructions: dict[int, Instruction] = {}
     wide: list[int] = []
     entries: dict[int, int] = {0: 0}  # with a slot that names it

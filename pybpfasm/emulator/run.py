@@ -122,7 +122,7 @@ class Run:
         self._held_at: dict[int, tuple[Program, int] | None] = {}  # which call gave it
         self.result: dict[str, Any] = {}
         self.sockets: dict[tuple[int, bool], SocketRegion] = {}
-        self.dynptrs: dict[int, Any] = {}  # by the address of their place on the stack
+        self.dynptrs: dict[int, Any] = {}  # and iterators, by the address of their place on the stack
         self.windows: dict[int, list[Region]] = {}  # into records of ring buffers, by their id
 
     # What models of helpers use.

@@ -17,10 +17,10 @@ from types import CodeType
 from typing import TYPE_CHECKING, Any, Final
 
 from pybpfasm import isa
-from pybpfasm.check.rights import RETURNS_NOTHING
 from pybpfasm.emulator.alu import U64, sdiv, smod, swap
 from pybpfasm.emulator.faults import Violation
 from pybpfasm.emulator.interpret import TAIL_CALL, call_register, locked, no_spaces
+from pybpfasm.emulator.kfuncs import returns_nothing
 from pybpfasm.emulator.memory import ONES, STACK_SIZE, STRUCTS
 from pybpfasm.emulator.run import MAX_LOOPS
 from pybpfasm.isa import Alu, Atomic, CallKind, Jump
@@ -174,17 +174,13 @@ def _writes(insn: Instruction) -> int:
             return 1
         return 1 << insn.src if insn.imm & 1 else 0
     if cls == isa.LD or insn.opcode in (isa.OP_CALL, isa.OP_CALLX):
-        return 0 if _returns_nothing(insn) else 1
+        return 0 if returns_nothing(insn) else 1
     return 0
-
-
-def _returns_nothing(insn: Instruction) -> bool:
-    return insn.opcode == isa.OP_CALL and insn.src == CallKind.HELPER and insn.imm in RETURNS_NOTHING
 
 
 def _clobbers(insn: Instruction) -> int:
     if insn.opcode in (isa.OP_CALL, isa.OP_CALLX) or (insn.opcode & 7 == isa.LD and not insn.wide):
-        return _CALLER_SAVED | _returns_nothing(insn)
+        return _CALLER_SAVED | returns_nothing(insn)
     return 0
 
 
@@ -624,6 +620,6 @@ class _Function:
             arity = self.models[insn.src, insn.imm].arity
             arguments = "".join(f", r{i}" for i in range(1, arity + 1))
             self._emit(indent, f"r0 = H{insn.src}_{insn.imm}(run{arguments}) & {_M}", slot)
-            if _returns_nothing(insn):
+            if returns_nothing(insn):
                 self._emit(indent, "r0 = None", slot)
         self._emit(indent, "r1 = r2 = r3 = r4 = r5 = None", slot)

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import bisect
 import copy
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate
 from typing import TYPE_CHECKING, Final, Self
@@ -56,6 +56,25 @@ class Function:
     arguments: tuple[str, ...]
     context: type[Struct] | None
     labels: Mapping[int, str]
+
+
+def _open(instructions: Iterable[Instruction]) -> tuple[CoreRelocation | Extern, ...]:
+    """What of *instructions* depends on the kernel's types."""
+    from pybpfasm.core import CoreRelocation
+    from pybpfasm.extern import Extern
+
+    found = (insn.reference for insn in instructions if insn.reference is not None)
+    return tuple(one for one in found if isinstance(one, (CoreRelocation, Extern)))
+
+
+def _kfunc_number(insn: Instruction, kfuncs: Mapping[str, int]) -> int | None:
+    """The number for a call of a function of the kernel by name, ``None`` for all else."""
+    if insn.opcode != isa.OP_CALL or insn.reference is None:
+        return None
+    from pybpfasm.extern import Extern
+
+    called = insn.reference
+    return kfuncs.get(called.name) if isinstance(called, Extern) and called.kind == "kfunc" else None
 
 
 class ProgramSpec:
@@ -141,14 +160,23 @@ class ProgramSpec:
         """The attach type that ``BPF_PROG_LOAD`` wants to know, or ``None`` where it wants none."""
         return self.attach_type if self.type in WANTS_ATTACH_TYPE else None
 
-    def code(self, map_fds: Mapping[str, int] | None = None, *, local: bool = False) -> bytes:
+    def code(
+        self,
+        map_fds: Mapping[str, int] | None = None,
+        *,
+        local: bool = False,
+        kfuncs: Mapping[str, int] | None = None,
+    ) -> bytes:
         """The instructions' bytes, 8 a slot, with the descriptors of *map_fds* (by map name) in place, 0 for
         others.
 
         Raises `CoreError` where something is `unresolved`. With *local*, fields and types are taken to be in
-        the kernel as the program declares them, as for a run without a kernel.
+        the kernel as the program declares them, as for a run without a kernel. *kfuncs* are numbers of
+        functions of the kernel, by name, for calls that are not resolved.
         """
         unresolved = self.unresolved
+        if unresolved and kfuncs:
+            unresolved = _open(insn for insn in self.instructions if _kfunc_number(insn, kfuncs) is None)
         if unresolved and local:
             from pybpfasm.core import CoreRelocation
 
@@ -169,17 +197,15 @@ class ProgramSpec:
                 insn = Instruction(
                     insn.opcode, insn.dst, insn.src, insn.offset, fds[reference.name], insn.imm_high
                 )
+            elif kfuncs and (number := _kfunc_number(insn, kfuncs)) is not None:
+                insn = replace(insn, imm=number, reference=None)
             out.append(insn.encode(self.byteorder))
         return b"".join(out)
 
     @cached_property
     def unresolved(self) -> tuple[CoreRelocation | Extern, ...]:
         """What of the program depends on the kernel's types: see `pybpfasm.core`."""
-        from pybpfasm.core import CoreRelocation
-        from pybpfasm.extern import Extern
-
-        found = (insn.reference for insn in self.instructions if insn.reference is not None)
-        return tuple(one for one in found if isinstance(one, (CoreRelocation, Extern)))
+        return _open(self.instructions)
 
     def resolve(self, target: Btf | CoreResolver) -> Self:
         """The program for the kernel whose BTF *target* is; the same one where nothing depends on it.

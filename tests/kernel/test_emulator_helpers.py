@@ -4,10 +4,11 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from loader.verifier import VerifierError
 from pybpfasm import isa
 from pybpfasm.check import check
 from pybpfasm.emulator import Emulator, EmulatorFault, Skb, Socket, Task, Xdp, checksum
+from pybpfasm.extern import kfunc
 from pybpfasm.instruction import Instruction
 from pybpfasm.isa import Imm64
 from pybpfasm.kernel.context import BpfSock, FibLookup, SkBuff, SockTupleV4, XdpMd
@@ -53,6 +55,7 @@ from pybpfasm.net import AF_INET, AF_INET6
 from pybpfasm.program import ProgramSpec
 from pybpfasm.text import assemble
 from tests.kernel.programs.rig import memory_for_timers
+from tests.requires import Kfunc, requires
 
 CPU = sorted(os.sched_getaffinity(0))[-1]
 OUT = MapSpec("out", MapType.ARRAY, U32(), 256, 1)
@@ -87,6 +90,17 @@ def _written(at: int, data: bytes) -> list[Instruction]:
     return out
 
 
+def _assembled(text: str) -> list[Instruction]:
+    """Assembly in which functions of the kernel are called by name."""
+    called = re.findall(r"call (bpf_iter_\w+)", text)
+    out: list[Instruction] = []
+    for insn in assemble(text, kfuncs={name: number for number, name in enumerate(called)}):
+        if insn.opcode == isa.OP_CALL and insn.src == isa.CallKind.KFUNC:
+            insn = replace(insn, imm=0, reference=kfunc(called[insn.imm]))
+        out.append(insn)
+    return out
+
+
 def _body(text: str, texts: Sequence[MapSpec]) -> list[Instruction]:
     """Assembly in which ``rN = map NAME`` is a map's address and ``rN = value NAME`` that of its value."""
     out: list[Instruction] = []
@@ -98,7 +112,7 @@ def _body(text: str, texts: Sequence[MapSpec]) -> list[Instruction]:
             plain.append(line)
             continue
         if plain:
-            out += assemble("\n".join(plain))
+            out += _assembled("\n".join(plain))
             plain = []
         if line:
             kind = Imm64.MAP_FD if words[2] == "map" else Imm64.MAP_VALUE
@@ -1153,3 +1167,75 @@ def test_perf_event_output_that_nobody_reads(flags: int, kind: ProgType) -> None
     emulator.map(EVENTS).readers.clear()  # type: ignore[attr-defined]
     assert emulator.load(spec).run(_context(kind, PACKET)).value == expected
     assert expected in (2**32 - 2, 2**32 - 7, 2**32 - 14, 2**32 - 22)
+
+
+# --- Functions of the kernel: the iterator over numbers. ---
+
+ITERATOR = Kfunc(ProgType.SCHED_CLS, "bpf_iter_num_new", (6, 4))
+INT_MIN, INT_MAX = -(1 << 31), (1 << 31) - 1
+MOST = 8 * 1024 * 1024  # BPF_MAX_LOOPS, include/linux/bpf.h
+
+
+def _iterator(name: str) -> str:
+    return f"r1 = r10\nr1 += {INPUT - 8}\ncall bpf_iter_num_{name}\n"
+
+
+def _numbers(start: int, end: int, upper: int) -> ProgramSpec:
+    """r0 of the first call, five numbers or 99 for none, and the first number's place after the last call.
+
+    The arguments have *upper* in their upper halves.
+    """
+    text = f"r2 = {upper << 32 | start & 0xFFFFFFFF:#x} ll\nr3 = {upper << 32 | end & 0xFFFFFFFF:#x} ll\n"
+    text += _iterator("new") + f"*(u64 *)(r10 {RESULT}) = r0\nr8 = 0\n"
+    for number in range(5):
+        text += _iterator("next")
+        text += "r1 = 99\nif r0 == 0 goto +3\nr1 = *(s32 *)(r0 +0)\nif r8 != 0 goto +1\nr8 = r0\n"
+        text += f"*(u64 *)(r10 {RESULT + 8 + 8 * number}) = r1\n"
+    text += f"r1 = 99\nif r8 == 0 goto +1\nr1 = *(s32 *)(r8 +0)\n*(u64 *)(r10 {RESULT + 48}) = r1\n"
+    return program(text + _iterator("destroy") + "r0 = 0")
+
+
+@requires(ITERATOR)
+@pytest.mark.parametrize("upper", [0, 1, 0xFFFFFFFF])
+@pytest.mark.parametrize(
+    ("start", "end"),
+    [
+        (0, 3),
+        (-2, 1),
+        (7, 7),
+        (8, 7),
+        (-1, -2),
+        (0, 100),
+        (0, MOST),
+        (0, MOST + 1),
+        (-5, MOST - 5),
+        (-5, MOST - 4),
+        (INT_MIN, INT_MIN),
+        (INT_MIN, INT_MIN + 2),
+        (INT_MIN, INT_MAX),
+        (INT_MAX, INT_MIN),
+        (INT_MAX - 2, INT_MAX),
+        (INT_MAX, INT_MAX),
+    ],
+)
+def test_numbers_of_an_iterator(start: int, end: int, upper: int) -> None:
+    """Bounds are 32 bits, so is the errno; where there is no number, none comes later either."""
+    both(_numbers(start, end, upper))
+
+
+@requires(ITERATOR)
+def test_an_iterator_that_could_not_begin() -> None:
+    """-EINVAL and -E2BIG in 32 bits, and no number."""
+    for start, end, code in ((8, 7, 22), (0, MOST + 1, 7)):
+        seen = both(_numbers(start, end, 0)).out[8:]
+        assert [int.from_bytes(seen[at : at + 8], "little") for at in (0, 8, 16)] == [2**32 - code, 99, 99]
+
+
+@requires(ITERATOR)
+@pytest.mark.parametrize("count", [0, 1, 10, 1000])
+def test_a_loop_over_an_iterator(count: int) -> None:
+    """The sum of the numbers below *count*."""
+    text = f"r8 = 0\nr2 = 0\nr3 = {count}\n" + _iterator("new")
+    text += "again:\n" + _iterator("next")
+    text += "if r0 == 0 goto done\nr1 = *(u32 *)(r0 +0)\nr8 += r1\ngoto again\ndone:\n" + _iterator("destroy")
+    assert both(program(text + "r0 = r8")).value == sum(range(count))
