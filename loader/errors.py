@@ -89,8 +89,11 @@ class KernelFeatureError(LoaderError):
 class BpfError(LoaderError, OSError):
     """A ``bpf(2)`` command failed.
 
-    ``command`` names it (``MAP_CREATE``), ``errno`` says why, ``what`` on what.
+    ``command`` names it (``MAP_CREATE``), ``errno`` says why, ``what`` on what. ``stored`` is how many of
+    several entries of a map were stored before it failed, ``None`` elsewhere.
     """
+
+    stored: int | None = None
 
     def __init__(self, code: int, command: str, what: str = "", *, hint: str = "") -> None:
         self.command = command
@@ -103,7 +106,9 @@ class BpfError(LoaderError, OSError):
 
     def about(self, what: str, *, hint: str = "") -> BpfError:
         """Return the same error, saying what the command was about."""
-        return BpfError(self.errno or 0, self.command, what, hint=hint or self.hint)
+        error = BpfError(self.errno or 0, self.command, what, hint=hint or self.hint)
+        error.stored = self.stored
+        return error
 
 
 # The kernel's own ENOTSUPP (include/linux/errno.h) reaches user space from bpf(2), and no libc names it.

@@ -643,7 +643,10 @@ def map_lookup_batch(
 
 
 def map_update_batch(fd: int, keys: bytes, values: bytes, count: int, flags: int = 0) -> None:
-    """MAP_UPDATE_BATCH of ``count`` entries, whose keys and values are packed one behind the other."""
+    """MAP_UPDATE_BATCH of ``count`` entries, whose keys and values are packed one behind the other.
+
+    An error says how many were ``stored`` before it.
+    """
     key_buffer, value_buffer = _buffer(keys), _buffer(values)
     attr = MapBatchAttr(
         keys=ctypes.addressof(key_buffer),
@@ -652,7 +655,12 @@ def map_update_batch(fd: int, keys: bytes, values: bytes, count: int, flags: int
         map_fd=fd,
         elem_flags=flags,
     )
-    bpf(Cmd.MAP_UPDATE_BATCH, attr)
+    try:
+        bpf(Cmd.MAP_UPDATE_BATCH, attr)
+    except BpfError as error:
+        # Where the kernel refuses the call as a whole, it leaves the count as it is.
+        error.stored = int(attr.count) % count
+        raise
 
 
 def map_delete_batch(fd: int, keys: bytes, count: int) -> int:

@@ -28,7 +28,13 @@ def pack(shape: MapMember, value: Any, size: int, byteorder: ByteOrder, what: st
         values = value.as_dict() if isinstance(value, Record) else value
         data = shape.pack(byteorder=byteorder, **values)
     elif isinstance(shape, Field):
-        data = shape.to_bytes(value, byteorder)
+        try:
+            data = shape.to_bytes(value, byteorder)
+        except LayoutError as error:
+            if shape.name:
+                raise
+            # The field is no structure's: it is the whole of it.
+            raise LayoutError(str(error).replace(".", what, 1)) from None
     elif isinstance(value, int) and not isinstance(shape, type):
         try:
             data = value.to_bytes(size, byteorder, signed=value < 0)

@@ -14,6 +14,7 @@ from loader import sys as bpf_sys
 from loader.capabilities import explain, missing_capabilities, raise_memlock
 from loader.errors import ENOTSUPP, BpfError, LoaderError, UsageError
 from loader.objects.btf import Btf
+from loader.objects.mapfaults import about
 from loader.objects.owned import Owned, PathLike, enum_or_int, open_id, open_kind
 from pybpfasm.kernel.enums import BPF_ANY, BPF_F_RDONLY_PROG, Cmd, MapType
 from pybpfasm.mapaccess import Entries, pack, unpack
@@ -278,9 +279,6 @@ class Map(Owned, Entries):
             for start in range(0, self._raw_size, self._stride)
         ]
 
-    def _about(self, error: BpfError) -> LoaderError:
-        return explain(error.about(f"map {self.name!r}"), ("CAP_BPF",))
-
     # entries
 
     def lookup(self, key: Any, *, flags: int = 0) -> Any:
@@ -293,7 +291,7 @@ class Map(Owned, Entries):
         try:
             return bpf_sys.map_lookup(self.fd, key, self._raw_size, flags=flags)
         except BpfError as error:
-            raise self._about(error) from None
+            raise about(self, error, [key], flags) from None
 
     def update(self, key: Any, value: Any, flags: int = BPF_ANY) -> None:
         """Store a value: BPF_ANY always, BPF_NOEXIST only a new key, BPF_EXIST only a known one.
@@ -306,14 +304,23 @@ class Map(Owned, Entries):
         try:
             bpf_sys.map_update(self.fd, encoded, self._value_bytes(value), flags)
         except BpfError as error:
-            raise self._about(error) from None
+            raise about(self, error, [encoded], flags) from None
 
     def delete(self, key: Any) -> bool:
-        """Delete a key; return whether it was there."""
+        """Delete a key; return whether it was there.
+
+        Raises :class:`~loader.errors.BpfError` for a map whose entries can't be deleted, such as an array.
+        """
+        return self._delete_raw(self._key_bytes(key))
+
+    def _delete_raw(self, key: bytes) -> bool:
         try:
-            return bpf_sys.map_delete(self.fd, self._key_bytes(key))
+            return bpf_sys.map_delete(self.fd, key)
         except BpfError as error:
-            raise self._about(error) from None
+            known = self.type == MapType.SOCKMAP and int.from_bytes(key, sys.byteorder) < self.max_entries
+            if known and error.errno == errno.EINVAL:
+                return False  # so the kernel says that there is no socket
+            raise about(self, error, [key]) from None
 
     def pop(self, key: Any = None) -> Any:
         """Return the value for a key and delete it in one step, or None. A queue or a stack takes no key.
@@ -325,7 +332,7 @@ class Map(Owned, Entries):
         try:
             raw = bpf_sys.map_lookup(self.fd, encoded, self._raw_size, delete=True)
         except BpfError as error:
-            raise self._about(error) from None
+            raise about(self, error) from None
         return None if raw is None else self._value_of(raw)
 
     def __contains__(self, key: Any) -> bool:
@@ -352,7 +359,7 @@ class Map(Owned, Entries):
         try:
             return bpf_sys.map_next_key(self.fd, key, self.key_size)
         except BpfError as error:
-            raise self._about(error) from None
+            raise about(self, error) from None
 
     def keys(self) -> Iterator[Any]:
         """Yield all keys."""
@@ -383,7 +390,7 @@ class Map(Owned, Entries):
                         count *= 2  # one bucket of the hash holds more
                         continue
                     if began or error.errno not in _NO_BATCH:
-                        raise self._about(error) from None
+                        raise about(self, error) from None
                     self._batch_works = False
                     break
                 began = True
@@ -407,14 +414,14 @@ class Map(Owned, Entries):
                     count *= 2
                     continue
                 if error.errno not in _NO_BATCH:
-                    raise self._about(error) from None
+                    raise about(self, error) from None
                 break
             yield from entries
             if position is None:
                 return
         for key in list(self.keys_raw()):
             value = self.lookup_raw(key)
-            if value is not None and bpf_sys.map_delete(self.fd, key):
+            if value is not None and self._delete_raw(key):
                 yield key, value
 
     def _lookup_batch(
@@ -433,24 +440,28 @@ class Map(Owned, Entries):
     def update_many(
         self, entries: Mapping[Any, Any] | Iterable[tuple[Any, Any]], flags: int = BPF_ANY
     ) -> int:
-        """Store many entries, in batches where the kernel can do it; return how many."""
+        """Store many entries, in batches where the kernel can do it; return how many.
+
+        Raises as :meth:`update`; the error's ``stored`` says how many were stored before.
+        """
         pairs = entries.items() if isinstance(entries, Mapping) else entries
         encoded = [(self._key_bytes(key), self._value_bytes(value)) for key, value in pairs]
         if not encoded:
             return 0
         if self._batch_works:
-            keys, values = (b"".join(column) for column in zip(*encoded, strict=True))
+            packed, values = (b"".join(column) for column in zip(*encoded, strict=True))
             try:
-                bpf_sys.map_update_batch(self.fd, keys, values, len(encoded), flags)
+                bpf_sys.map_update_batch(self.fd, packed, values, len(encoded), flags)
                 return len(encoded)
             except BpfError as error:
                 if error.errno not in _NO_BATCH:
-                    raise self._about(error) from None
-        for key, value in encoded:
+                    keys = [key for key, _ in encoded]
+                    raise about(self, error, keys, flags, stored=(error.stored or 0, len(keys))) from None
+        for index, (key, value) in enumerate(encoded):
             try:
                 bpf_sys.map_update(self.fd, key, value, flags)
             except BpfError as error:
-                raise self._about(error) from None
+                raise about(self, error, [key], flags, stored=(index, len(encoded))) from None
         return len(encoded)
 
     def delete_many(self, keys: Iterable[Any]) -> int:
@@ -462,11 +473,11 @@ class Map(Owned, Entries):
                 done = bpf_sys.map_delete_batch(self.fd, b"".join(encoded), len(encoded))
             except BpfError as error:
                 if error.errno not in _NO_BATCH:
-                    raise self._about(error) from None
+                    raise about(self, error, encoded) from None
                 break
             deleted += done
             encoded = encoded[done + 1 :]  # the one behind those that were deleted is missing
-        return deleted + sum(self.delete(key) for key in encoded)
+        return deleted + sum(self._delete_raw(key) for key in encoded)
 
     def clear(self) -> int:
         """Delete all entries; return how many there were."""
@@ -481,7 +492,7 @@ class Map(Owned, Entries):
         try:
             bpf_sys.map_freeze(self.fd)
         except BpfError as error:
-            raise self._about(error) from None
+            raise about(self, error) from None
 
 
 def unlike(found: Map, spec: MapLike) -> str:
