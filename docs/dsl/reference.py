@@ -91,7 +91,7 @@ TAIL: Final = """
 |---|---|
 | `b.u8[…]` to `b.u64[…]` | memory at a register or at `b.rN + number` |
 | `Key(b.r7)`, `Key(b.r10 - 40)` | a view of a structure: its fields are memory |
-| `b.stack(Key)`, `b.stack_bytes(16)` | fresh stack, 8-byte aligned: a view, an address. Its bytes are not set: where a key has gaps, `b.zero(key)` first. Numbers (`b.r10 - 40`) are for what lies below all that a function takes so; any other is an error |
+| `b.stack(Key)`, `b.stack_bytes(16)` | fresh stack, 8-byte aligned: a view, an address. Its bytes are not set: where a key has gaps, `b.zero(key)` first (`python -m pybpfasm check` warns where it is missing). Numbers (`b.r10 - 40`) are for what lies below all that a function takes so; any other is an error |
 | `view.field.signed` | the same memory, loaded with its sign |
 | `view.array[2]`, `view.array.u32(0)`, `view.array.at(1)` | an element, a word of an array of bytes, a view of an element |
 | `view.bits.load(b.rN)`, `view.bits.store(x, scratch=b.rM)` | a bit field, by several instructions; `.unit` is the memory it is in, `.mask` its bits there |

@@ -54,6 +54,8 @@ class WalkBase:
         # Loads from stack that nothing was written to, and those of which another way has shown that it was.
         self._never_written: dict[int, str] = {}
         self._written_after_all: set[int] = set()
+        # Calls that read stack of which some bytes were not written on any way.
+        self._half_written: dict[int, str] = {}
 
     def _fault(self, code: str, index: int, message: str, *related: tuple[str, int]) -> None:
         self._report(code, index, message, related)

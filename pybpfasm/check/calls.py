@@ -44,6 +44,7 @@ from pybpfasm.check.values import (
 from pybpfasm.instruction import Instruction
 from pybpfasm.isa import CallKind
 from pybpfasm.kernel.enums import Helper, MapType
+from pybpfasm.layout import Struct
 
 __all__ = ["ACQUIRES", "Calls"]
 
@@ -80,6 +81,31 @@ _MAP_SECOND: Final = frozenset(
         Helper.sk_select_reuseport,
     }
 )
+# What helpers read from memory: the register of its address, and that of its size, or what of the map it is.
+_READS: Final[dict[Helper, dict[int, int | str]]] = {
+    Helper.map_lookup_elem: {2: "key"},
+    Helper.map_lookup_percpu_elem: {2: "key"},
+    Helper.map_update_elem: {2: "key", 3: "value"},
+    Helper.map_delete_elem: {2: "key"},
+    Helper.map_push_elem: {2: "value"},
+    Helper.sock_map_update: {3: "key"},
+    Helper.sock_hash_update: {3: "key"},
+    Helper.msg_redirect_hash: {3: "key"},
+    Helper.sk_redirect_hash: {3: "key"},
+    Helper.ringbuf_output: {2: 3},
+    Helper.perf_event_output: {4: 5},
+    Helper.skb_store_bytes: {3: 4},
+}
+# Maps whose keys and values are the bytes that a program gives.
+_BY_MEMORY: Final = WITH_VALUES | {
+    MapType.QUEUE,
+    MapType.STACK,
+    MapType.SOCKMAP,
+    MapType.SOCKHASH,
+    MapType.HASH_OF_MAPS,
+    MapType.ARRAY_OF_MAPS,
+    MapType.DEVMAP_HASH,
+} - {MapType.SK_STORAGE, MapType.TASK_STORAGE}
 # Where a call's results can be any number that fits, and the verifier knows no more.
 _FREE_RESULTS: Final = frozenset({Helper.ktime_get_ns, Helper.ktime_get_boot_ns, Helper.ktime_get_tai_ns})
 # Accepted kinds of argument by the kinds of value that are certainly not of them.
@@ -90,6 +116,19 @@ _FITS: Final = {
     "socket": frozenset({SOCK}),
     "memory": frozenset({FP, PKT, VAL, CTX, SOCK, MAP, END}),
 }
+
+
+def _named(missing: list[int], size: int, shape: object) -> str:
+    """The bytes at *missing*, of *size*, for people: by the fields of the structure that *shape* may be."""
+    if len(missing) == size:
+        return f"all {size} bytes" if size > 1 else "the byte"
+    fields = shape.fields.items() if isinstance(shape, type) and issubclass(shape, Struct) else ()
+    names = [name for name, f in fields if any(f.offset <= at < f.offset + f.size for at in missing)]
+    gaps = fields and not all(any(f.offset <= at < f.offset + f.size for _, f in fields) for at in missing)
+    which = ", ".join([*names, *["padding"] * bool(gaps)])
+    places = ", ".join(map(str, missing)) if len(missing) <= 8 else f"{missing[0]} to {missing[-1]}"
+    bytes_ = f"byte{'s' * (len(missing) > 1)} {places}"
+    return f"{bytes_} ({which})" if which else bytes_
 
 
 class Calls(WalkBase):
@@ -115,7 +154,9 @@ class Calls(WalkBase):
         given = regs.copy()
         for place, kind in enumerate(arguments):
             self._argument(index, helper, place + 1, kind, regs)
-        self._map_type(index, helper, given[2 if helper in _MAP_SECOND else 1])
+        the_map = given[2 if helper in _MAP_SECOND else 1]
+        self._map_type(index, helper, the_map)
+        self._unset_memory(index, helper, the_map, given, state)
         if any(value[0] in (FP, ANY, MIXED) for value in given[1:6]):
             for value in given[1:6]:
                 if value[0] in (ANY, MIXED):
@@ -142,6 +183,40 @@ class Calls(WalkBase):
             index,
             f"{Helper(helper).name} works on maps of type {names}; {given[1].name} is {given[1].type.name}",
         )
+
+    def _unset_memory(
+        self, index: int, helper: int, the_map: Value, given: list[Value], state: State
+    ) -> None:
+        """Note which bytes of the stack, of those that the helper reads, nothing was written to.
+
+        What is known of a place grows with each visit, so the last one says what is so.
+        """
+        self._half_written.pop(index, None)
+        for register, size_of in _READS.get(helper, {}).items():  # type: ignore[call-overload]
+            place = given[register]
+            spec = the_map[1] if the_map[0] == MAP else None
+            if isinstance(size_of, int):
+                size = given[size_of][1] if given[size_of][0] == CONST else 0
+                what = f"what {Helper(helper).name} reads"
+            elif spec is not None and spec.type in _BY_MEMORY:
+                size = getattr(spec, f"{size_of}_size")
+                what = f"the {size_of} for map {spec.name}"
+            else:
+                continue
+            if place[0] != FP or not size or not -STACK <= place[1] <= -size:
+                continue
+            start = place[1] + STACK
+            missing = [at for at in range(size) if not state.written >> (start + at) & 1]
+            if missing:
+                shape = getattr(spec, str(size_of), None)
+                self._half_written[index] = (
+                    f"{_named(missing, size, shape)} of {what}, at r10{place[1]:+d}, "
+                    f"{'is' if len(missing) == 1 else 'are'} not written on any way here: b.zero(…) first. "
+                    "The kernel refuses that before Linux 6.3, and without CAP_PERFMON"
+                )
+                if size_of == "key":
+                    self._half_written[index] += "; where it does not, no such key is found again"
+                return
 
     def _may_call(self, index: int, helper: int) -> None:
         try:

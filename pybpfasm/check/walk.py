@@ -112,6 +112,8 @@ class Walk(Memory, Calls):
         for index, message in self._never_written.items():
             if index not in self._written_after_all:
                 self._report("stack-unset", index, message, ())
+        for index, message in self._half_written.items():
+            self._report("stack-unset", index, message, ())
 
     def reached(self, number: int) -> bool:
         """Whether the walk has come to a block."""

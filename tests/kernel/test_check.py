@@ -14,7 +14,7 @@ import os
 import random
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from types import ModuleType
@@ -165,6 +165,22 @@ def test_the_examples_of_the_unit_tests() -> None:
                 assert not loader.takes(examples.spec_of(text)), name
         for name, (text, type, attach, wrong) in examples.TYPED.items():
             assert loader.takes(examples.spec_of(text, type, attach)) is (wrong is None), name
+
+
+def test_unset_memory_is_refused_without_capabilities(run_without: Callable[..., str]) -> None:
+    """What the check warns of; and the same programs with all bytes written are taken."""
+    zeros = "".join(f"*(u64 *)(r10 {at:+}) = 0\n" for at in range(-24, 0, 8))
+    texts = [text for text, expected in examples.WRONG.values() if expected[1] == "stack-unset"]
+    assert len(texts) > 3
+    code = (
+        "from tests.kernel.test_check import Loader, examples\n"
+        "with Loader() as loader:\n"
+        f"    taken = [[loader.takes(examples.spec_of(zeros + text)) for zeros in ('', {zeros!r})]"
+        f" for text in {texts!r}]\n"
+        "raise SystemExit(f'TakenError: {taken}')"
+    )
+    found = run_without("CAP_PERFMON,CAP_SYS_ADMIN", code)
+    assert found == f"TakenError: {[[False, True]] * len(texts)}"
 
 
 def _objects() -> Iterator[Path]:

@@ -23,7 +23,7 @@ from pybpfasm.kernel.enums import (
     MapType,
     ProgType,
 )
-from pybpfasm.layout import U32, U64, Struct
+from pybpfasm.layout import U8, U16, U32, U64, Be16, Struct
 from pybpfasm.maps import MapSpec
 from pybpfasm.program import (
     Function,
@@ -128,6 +128,18 @@ WRONG = {
     "stack above": ("*(u64 *)(r10 +0) = 1" + END, ("error", "stack-bounds", 0)),
     "stack alignment": ("*(u64 *)(r10 -12) = 1" + END, ("error", "stack-align", 0)),
     "stack not written": ("r0 = *(u64 *)(r10 -8)\nexit", ("warning", "stack-unset", 0)),
+    "key not written": (
+        "r1 = map[hash]\nr2 = r10\nr2 += -4\ncall map_lookup_elem" + END,
+        ("warning", "stack-unset", 4),
+    ),
+    "half of a key": (
+        "*(u16 *)(r10 -4) = 0\nr1 = map[hash]\nr2 = r10\nr2 += -4\ncall map_lookup_elem" + END,
+        ("warning", "stack-unset", 5),
+    ),
+    "value not written": (
+        LOOKUP.replace("call map_lookup_elem\n", "r3 = r10\nr3 += -24\nr4 = 0\ncall map_update_elem") + END,
+        ("warning", "stack-unset", 8),
+    ),
     "pointer cut": ("*(u32 *)(r10 -8) = r1" + END, ("error", "pointer-spill", 0)),
     "context field": ("r0 = *(u32 *)(r1 +192)\nexit", ("error", "context", 0)),
     "context size": ("r0 = *(u8 *)(r1 +76)\nexit", ("error", "context", 0)),
@@ -397,6 +409,64 @@ def test_fields_are_named(template: Template[[]], words: list[str]) -> None:
     assert finding.code == "context"
     for word in words:
         assert word in finding.message
+
+
+class Flow(Struct):
+    """A key of 16 bytes with three gaps."""
+
+    proto = U8()
+    port = Be16()
+    seen = U16()
+    client = U32()
+    last = U8()
+    tail = U8()
+
+
+@pytest.mark.parametrize(
+    ("written", "said"),
+    [
+        ((), "all 16 bytes of the key for map flows, at r10-16, are not written"),
+        (("proto", "port", "seen", "client", "last"), "bytes 1, 6, 7, 13, 14, 15 (tail, padding) of the key"),
+        (("proto", "port", "seen", "client", "last", "tail"), "bytes 1, 6, 7, 14, 15 (padding) of the key"),
+        (("zero", "proto"), ""),
+    ],
+)
+def test_gaps_of_a_key_that_nothing_was_written_to(written: tuple[str, ...], said: str) -> None:
+    flows = MapSpec("flows", MapType.HASH, Flow, U32(), 4)
+
+    @sched_cls()
+    def counts(b: Asm, ctx: SkBuff) -> None:
+        key = b.stack(Flow)
+        for name in written:
+            if name == "zero":
+                b.zero(key)
+            else:
+                setattr(key, name, 1)
+        b.r1 = flows
+        b.lea(b.r2, key)
+        b.call(Helper.map_lookup_elem)
+        b.ret(0)
+
+    (*findings,) = check(counts.build())
+    assert [f.code for f in findings] == ["stack-unset"] * bool(said)
+    for one in findings:
+        assert said in one.message
+        assert "no such key is found again" in one.message
+
+
+LOOKUP_ONLY = LOOKUP.removeprefix("*(u32 *)(r10 -4) = 0\n")
+
+
+def test_what_was_written_on_some_way_is_not_reported() -> None:
+    """The verifier may know that it is the only way; and what a function or helper got may be written."""
+    for before in (
+        "r3 = *(u32 *)(r1 +8)\nif r3 == 5 goto out\n*(u32 *)(r10 -4) = 0\nout:\n",
+        "r6 = 0\nagain:\n*(u32 *)(r10 -4) = r6\nr6 += 1\nif r6 < 3 goto again\n",
+        "r2 = 0\nr3 = r10\nr3 += -8\nr4 = 8\ncall skb_load_bytes\n",
+        "r6 = 0\nagain:\n" + LOOKUP_ONLY + "*(u32 *)(r10 -4) = r6\nr6 += 1\nif r6 < 3 goto again\n",
+    ):
+        text = before + LOOKUP_ONLY + END
+        assert [f for f in check(spec_of(text)) if f.code == "stack-unset"] == []
 
 
 def test_every_program_of_the_proxy_is_clean() -> None:
