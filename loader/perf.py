@@ -74,7 +74,7 @@ def _open(attr: PerfEventAttr, what: str) -> int:
             missing=("CAP_PERFMON",),
             hint="be root, or have CAP_PERFMON",
         )
-    if code in (errno.ENOENT, errno.EINVAL, errno.EADDRNOTAVAIL):
+    if code in (errno.ENOENT, errno.EINVAL, errno.EADDRNOTAVAIL, errno.EILSEQ):
         raise UsageError(
             f"perf_event_open of {what}: {describe_errno(code)}",
             hint="there is no such place to probe: look for the name, and at the offset",

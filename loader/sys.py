@@ -18,7 +18,7 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 from loader.errors import BpfError, KernelFeatureError
-from pybpfasm.kernel.enums import Cmd
+from pybpfasm.kernel.enums import AttachType, Cmd
 
 __all__ = ["bpf", "libc", "syscall_number"]
 
@@ -326,9 +326,18 @@ class _RelativeTo(ctypes.Structure):
     ]
 
 
+class _IteratorOf(ctypes.Structure):
+    _fields_: ClassVar[_Fields] = [("iter_info", _u64), ("iter_info_len", _u32)]
+
+
 class _LinkTarget(ctypes.Union):
     # The kernel has one structure of this shape each for tcx, netkit and (from 6.17) cgroup links.
-    _fields_: ClassVar[_Fields] = [("target_btf_id", _u32), ("relative", _RelativeTo), ("room", _u8 * 48)]
+    _fields_: ClassVar[_Fields] = [
+        ("target_btf_id", _u32),
+        ("iterator", _IteratorOf),
+        ("relative", _RelativeTo),
+        ("room", _u8 * 48),
+    ]
 
 
 class LinkCreateAttr(ctypes.Structure):
@@ -358,6 +367,12 @@ class LinkUpdateAttr(ctypes.Structure):
         ("flags", _u32),
         ("old_prog_fd", _u32),
     ]
+
+
+class IterCreateAttr(ctypes.Structure):
+    """``union bpf_attr`` for ITER_CREATE."""
+
+    _fields_: ClassVar[_Fields] = [("link_fd", _u32), ("flags", _u32)]
 
 
 class OneFieldAttr(ctypes.Structure):
@@ -466,6 +481,10 @@ class _LinkInfoTcx(ctypes.Structure):
     _fields_: ClassVar[_Fields] = [("ifindex", _u32), ("attach_type", _u32)]
 
 
+class _LinkInfoTracing(ctypes.Structure):
+    _fields_: ClassVar[_Fields] = [("attach_type", _u32)]
+
+
 class _LinkInfoSockmap(ctypes.Structure):
     _fields_: ClassVar[_Fields] = [("map_id", _u32), ("attach_type", _u32)]
 
@@ -477,6 +496,7 @@ class _LinkInfoUnion(ctypes.Union):
         ("xdp", _LinkInfoXdp),
         ("tcx", _LinkInfoTcx),
         ("sockmap", _LinkInfoSockmap),
+        ("tracing", _LinkInfoTracing),
         ("room", _u64 * 8),  # other kinds of links fill more of it
     ]
 
@@ -912,6 +932,20 @@ def link_create(
     attr.of.relative.relative_fd = relative
     attr.of.relative.expected_revision = expected_revision
     return bpf(Cmd.LINK_CREATE, attr, what)
+
+
+def iter_link_create(prog_fd: int, of: bytes = b"", *, what: str = "") -> int:
+    """LINK_CREATE of an iterator, over all there is or what the ``union bpf_iter_link_info`` *of* says."""
+    buffer = _buffer(of)
+    attr = LinkCreateAttr(prog_fd, 0, AttachType.TRACE_ITER)
+    attr.of.iterator.iter_info = _address(buffer)
+    attr.of.iterator.iter_info_len = len(of)
+    return bpf(Cmd.LINK_CREATE, attr, what)
+
+
+def iter_create(link_fd: int, *, what: str = "") -> int:
+    """ITER_CREATE: return a descriptor; reading it runs the link's program over everything once."""
+    return bpf(Cmd.ITER_CREATE, IterCreateAttr(link_fd), what)
 
 
 def raw_tracepoint_open(prog_fd: int, name: str = "", *, what: str = "") -> int:

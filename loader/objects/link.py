@@ -6,18 +6,31 @@ from __future__ import annotations
 import errno
 import os
 import socket
+import struct
 from pathlib import Path
 from typing import Final, NamedTuple
 
 from loader import perf
 from loader import sys as bpf_sys
 from loader.capabilities import explain
-from loader.errors import ENOTSUPP, BpfError, ConflictError, UsageError
+from loader.errors import (
+    ENOTSUPP,
+    BpfError,
+    ConflictError,
+    KernelFeatureError,
+    LoaderError,
+    UsageError,
+    describe_errno,
+)
 from loader.objects.map import Map
 from loader.objects.owned import Owned, PathLike, enum_or_int, open_id, open_kind
 from loader.objects.program import Program
 from pybpfasm.kernel.defines import BPF_F_AFTER, BPF_F_BEFORE, BPF_F_REPLACE
-from pybpfasm.kernel.enums import BPF_F_LINK, AttachType, Cmd, LinkType
+from pybpfasm.kernel.enums import BPF_F_LINK, AttachType, Cmd, LinkType, ProgType
+
+_NO_DESCRIPTOR: Final = (1 << 32) - 1
+_PART: Final = 1 << 16  # bytes to read of an iterator at once
+_PATIENCE: Final = 1000  # reads of an iterator that bring nothing
 
 
 class LinkInfo(NamedTuple):
@@ -118,9 +131,15 @@ class Link(Owned):
 
     @classmethod
     def cgroup(cls, prog: Program, cgroup_fd: int, attach_type: int | None = None) -> Link:
-        """Attach to a cgroup2 directory, beside what is attached there already (as ALLOW_MULTI does)."""
+        """Attach to a cgroup2 directory, beside what is attached there already (as ALLOW_MULTI does).
+
+        Raises :class:`~loader.errors.KernelFeatureError` for an LSM program where `tracing` does.
+        """
+        attach_type = _attach_type_of(prog, attach_type, "cgroup")
+        if attach_type == AttachType.LSM_CGROUP:
+            _check_modules(prog)
         try:
-            return cls.create(prog, cgroup_fd, _attach_type_of(prog, attach_type, "cgroup"))
+            return cls.create(prog, cgroup_fd, attach_type)
         except BpfError as error:
             if error.errno == errno.EBADF:
                 raise error.about(error.what, hint="the descriptor is not of a cgroup2 directory") from None
@@ -170,8 +189,45 @@ class Link(Owned):
 
     @classmethod
     def tracing(cls, prog: Program) -> Link:
-        """Attach a tracing or LSM program to the function, tracepoint or hook that it was loaded for."""
+        """Attach a tracing or LSM program to the function, tracepoint or hook that it was loaded for.
+
+        Raises :class:`~loader.errors.KernelFeatureError` for an LSM program on a kernel that was booted
+        without ``bpf`` in its list of security modules: it would attach, and never run.
+        """
+        if prog.attach_type is not None:
+            _attach_type_of(prog, None, "tracing")
+        if prog.info().type == ProgType.LSM:
+            _check_modules(prog)
         return cls._opened(prog, "")
+
+    @classmethod
+    def iterator(cls, prog: Program, elements: Map | None = None, *, pid: int = 0) -> Link:
+        """Make an iterator of a program for ``TRACE_ITER`` (5.8), which `iterate` runs.
+
+        ``elements`` is the map whose elements an iterator ``bpf_map_elem`` goes over (5.9). With ``pid``, one
+        over tasks or what they have (``task``, ``task_file``, ``task_vma``) sees this process alone (6.1).
+        Raises :class:`~loader.errors.UsageError` for what an iterator does not go over.
+        """
+        if prog.attach_type is not None:
+            _attach_type_of(prog, None, "iterator")
+        _check_iterator(prog.attach_to, elements, pid)
+        of = b""  # union bpf_iter_link_info: {map_fd} or {tid, pid, pid_fd}
+        if elements is not None:
+            of = struct.pack("=I", elements.fd)
+        elif pid:
+            of = struct.pack("=III", 0, pid, 0)
+        try:
+            return cls(
+                bpf_sys.iter_link_create(prog.fd, of, what=f"program {prog.name!r} at TRACE_ITER"),
+                name=prog.name,
+            )
+        except BpfError as error:
+            hint = ""
+            if error.errno == errno.EBADF and elements is None:
+                hint = "it goes over the elements of a map: say which"
+            elif error.errno == errno.E2BIG:
+                hint = "this kernel's iterators take no pid (6.1): compare task_struct's tgid in the program"
+            raise explain(error.about(error.what, hint=hint), ("CAP_BPF", "CAP_PERFMON")) from None
 
     @classmethod
     def _opened(cls, prog: Program, name: str) -> Link:
@@ -182,6 +238,8 @@ class Link(Owned):
             hint = ""
             if error.errno == errno.ENOENT and name:
                 hint = "this kernel has no such tracepoint: /sys/kernel/tracing/available_events lists them"
+            elif error.errno == errno.ENOENT:
+                hint = "a kernel before 5.13 attaches a tracing program once: load it again"
             elif error.errno in (ENOTSUPP, errno.EOPNOTSUPP, errno.EBUSY):
                 hint = "the kernel can't attach to this function: see tracing/available_filter_functions"
             raise explain(error.about(what, hint=hint), ("CAP_BPF", "CAP_PERFMON")) from None
@@ -217,6 +275,12 @@ class Link(Owned):
         try:
             return cls.create(prog, event, AttachType.PERF_EVENT)
         except BpfError as error:
+            if error.errno == errno.EINVAL and not _knows_events(prog):
+                raise KernelFeatureError(
+                    f"program {prog.name!r} cannot be at {where}: this kernel has no links on perf events",
+                    feature="links on perf events (5.15)",
+                    hint="use a newer kernel, or a tracing or raw tracepoint program, whose links are older",
+                ) from None
             raise error.about(f"program {prog.name!r} at {where}", hint=error.hint) from None
         finally:
             os.close(event)  # the link holds the event
@@ -248,6 +312,7 @@ class Link(Owned):
             LinkType.NETNS: ("netns", "netns_ino", "attach_type"),
             LinkType.XDP: ("xdp", "ifindex"),
             LinkType.SOCKMAP: ("sockmap", "map_id", "attach_type"),
+            LinkType.TRACING: ("tracing", "attach_type"),
         }
         if kind in parts:
             member, *fields = parts[kind]
@@ -255,6 +320,47 @@ class Link(Owned):
         if "attach_type" in found:
             found["attach_type"] = enum_or_int(AttachType, found["attach_type"])
         return LinkInfo(id=int(raw.id), type=kind, prog_id=int(raw.prog_id), **found)
+
+    def iterate(self) -> bytes:
+        """Run an iterator's program over everything once; return what it has written (``seq_write``,
+        ``seq_printf``).
+
+        Where the kernel's buffer of 8 pages is full, the program runs on the same object again, and what it
+        had written of it is dropped. Raises :class:`~loader.errors.LoaderError` where it writes more of one
+        object than that, or returns 1 for ever.
+        """
+        try:
+            fd = bpf_sys.iter_create(self.fd, what=f"link {self.name!r}")
+        except BpfError as error:
+            hint = "it is no iterator" if error.errno == errno.EINVAL else ""
+            raise explain(error.about(error.what, hint=hint), ("CAP_BPF", "CAP_PERFMON")) from None
+        parts: list[bytes] = []
+        left = _PATIENCE
+        try:
+            while True:
+                try:
+                    part = os.read(fd, _PART)
+                except BlockingIOError:
+                    # Nothing was written of a million objects, or the program has returned 1.
+                    left -= 1
+                    if not left:
+                        raise
+                    continue
+                if not part:
+                    return b"".join(parts)
+                parts.append(part)
+                left = _PATIENCE
+        except OSError as error:
+            hints = {
+                errno.E2BIG: "it writes more of one object than 8 pages",
+                errno.EAGAIN: "it returns 1, again and again: that asks for the same object once more",
+            }
+            raise LoaderError(
+                f"reading iterator {self.name!r} failed: {describe_errno(error.errno or 0)}",
+                hint=hints.get(error.errno or 0, ""),
+            ) from None
+        finally:
+            os.close(fd)
 
     def update(self, new: Program, old: Program | None = None) -> None:
         """Put another program in place in one step: each packet or call sees the one or the other.
@@ -292,6 +398,16 @@ _TAKES: Final = {
     "cgroup": frozenset(
         {one for one in AttachType if one.name.startswith("CGROUP_")} | {AttachType.LSM_CGROUP}
     ),
+    "tracing": frozenset(
+        {
+            AttachType.TRACE_RAW_TP,
+            AttachType.TRACE_FENTRY,
+            AttachType.TRACE_FEXIT,
+            AttachType.MODIFY_RETURN,
+            AttachType.LSM_MAC,
+        }
+    ),
+    "iterator": frozenset({AttachType.TRACE_ITER}),
     "netns": frozenset({AttachType.SK_LOOKUP, AttachType.FLOW_DISSECTOR}),
     "sockmap": frozenset(
         {
@@ -328,6 +444,49 @@ def _place_of(prog: Program, what: str) -> str:
             hint=f'name the {what}, or give attach_to="…" to the program\'s decorator',
         )
     return prog.attach_to
+
+
+# Those whose link says what of; others look at nothing that it says.
+_OVER_MAPS: Final = frozenset({"bpf_map_elem", "bpf_sk_storage_map", "sockmap"})
+_OVER_TASKS: Final = frozenset({"task", "task_file", "task_vma"})
+_MODULES: Final = Path("/sys/kernel/security/lsm")
+
+
+def _check_modules(prog: Program) -> None:
+    """Raise KernelFeatureError if the kernel was booted without the module that runs LSM programs."""
+    try:
+        modules = _MODULES.read_text(encoding="ascii").strip()
+    except OSError:
+        return  # securityfs is not mounted here
+    if "bpf" not in modules.split(","):
+        raise KernelFeatureError(
+            f"program {prog.name!r} would never run: "
+            f"'bpf' is none of this kernel's security modules ({modules})",
+            feature="the security module bpf",
+            hint=f"boot the kernel with lsm={modules},bpf",
+        )
+
+
+def _knows_events(prog: Program) -> bool:
+    """Whether the kernel has links on perf events (5.15): it minds that there is no such descriptor."""
+    try:
+        bpf_sys.link_create(prog.fd, _NO_DESCRIPTOR, AttachType.PERF_EVENT)
+    except BpfError as error:
+        return error.errno == errno.EBADF
+    return True
+
+
+def _check_iterator(over: str, elements: Map | None, pid: int) -> None:
+    """Refuse what the kernel would take for something else: a map's descriptor for the number of a task."""
+    if not 0 <= pid < 1 << 31:
+        raise UsageError(f"{pid} is not the number of a process")
+    if pid and elements is not None:
+        raise UsageError("an iterator goes over the elements of a map or is for one process, not both")
+    for given, takes, what in ((elements, _OVER_MAPS, "map"), (pid or None, _OVER_TASKS, "process")):
+        if given is not None and over and over not in takes:
+            raise UsageError(
+                f"iterator {over!r} is for no {what}", hint=f"these are: {', '.join(sorted(takes))}"
+            )
 
 
 def _has_interface(ifindex: int) -> bool:

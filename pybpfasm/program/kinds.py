@@ -119,11 +119,20 @@ raw_tracepoint: Final = Kind(ProgType.RAW_TRACEPOINT, RawTracepointArgs)
 tracing: Final = Kind(
     ProgType.TRACING,
     RawTracepointArgs,
-    (AttachType.TRACE_FENTRY, AttachType.TRACE_FEXIT, AttachType.MODIFY_RETURN, AttachType.TRACE_RAW_TP),
+    (
+        AttachType.TRACE_FENTRY,
+        AttachType.TRACE_FEXIT,
+        AttachType.MODIFY_RETURN,
+        AttachType.TRACE_RAW_TP,
+        AttachType.TRACE_ITER,
+    ),
 )
-"""Programs at the entry or exit of a function of the kernel, or at a tracepoint (``BPF_PROG_TYPE_TRACING``),
-on its arguments, `RawTracepointArgs`. The verifier knows the arguments' types, so that loads follow their
-pointers. The attach type and ``attach_to`` must be given. They return 0, but for ``MODIFY_RETURN``."""
+"""Programs at the entry or exit of a function of the kernel, at a tracepoint, or over objects of the kernel
+(``BPF_PROG_TYPE_TRACING``), on its arguments, `RawTracepointArgs`; at an exit, what the function returned is
+behind them. The verifier knows the arguments' types, so that loads follow their pointers. The attach type and
+``attach_to`` must be given. They return 0; with ``MODIFY_RETURN`` 0 to let the function run, or what it is to
+return instead, and with ``TRACE_ITER`` 1 to be run on the same object again."""
 lsm: Final = Kind(ProgType.LSM, RawTracepointArgs, (AttachType.LSM_MAC, AttachType.LSM_CGROUP))
 """Programs at a hook of the Linux security modules (``BPF_PROG_TYPE_LSM``), as `tracing`; they return 0 to
-allow or a negative errno. The attach type and ``attach_to`` (``"file_open"``) must be given."""
+allow or a negative errno, those of a cgroup (``LSM_CGROUP``) 1 to allow or 0 to refuse. The attach type and
+``attach_to`` (``"file_open"``) must be given."""

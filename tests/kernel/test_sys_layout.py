@@ -28,6 +28,7 @@ ATTRIBUTES = {
     bpf_sys.QueryAttr: "query",
     bpf_sys.BtfLoadAttr: "btf",
     bpf_sys.LinkUpdateAttr: "link_update",
+    bpf_sys.IterCreateAttr: "iter_create",
 }
 STRUCTURES = {
     bpf_sys.ProgInfoStruct: "bpf_prog_info",
@@ -123,7 +124,7 @@ def walk(btf: Btf, of: BtfType) -> Iterator[tuple[str, int]]:
             yield from walk(btf, btf.resolve(member.type_id))
 
 
-@pytest.mark.parametrize("kind", ["cgroup", "netns", "xdp", "tcx", "sockmap"])
+@pytest.mark.parametrize("kind", ["cgroup", "netns", "xdp", "tcx", "sockmap", "tracing"])
 def test_information_on_links(vmlinux: Btf, kind: str) -> None:
     outer = named(vmlinux, "bpf_link_info")
     kernels = dict(flatten(vmlinux, outer))
@@ -144,6 +145,8 @@ def test_making_links(vmlinux: Btf) -> None:
     for name in ("prog_fd", "target_fd", "attach_type", "flags"):
         assert mine[name] == kernels[name]
     assert mine["of"][0] == kernels["target_btf_id"][0]
+    for name, (offset, size) in ours(bpf_sys._IteratorOf).items():
+        assert kernels[name] == (mine["of"][0] + offset, size)
     if "tcx" in kernels:
         offset, members = inner(vmlinux, kernels, whole, "tcx")
         assert offset == mine["of"][0]

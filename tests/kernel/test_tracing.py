@@ -19,6 +19,7 @@ from loader import perf
 from loader import sys as bpf_sys
 from loader.elf import load
 from loader.errors import BpfError, KernelFeatureError, UsageError
+from loader.features import Support, has_link_type
 from loader.objects import Link, Map, Program, RingBuffer
 from loader.verifier import VerifierError
 from loader.vmlinux import attach_btf_id, kernel_types
@@ -50,6 +51,7 @@ from pybpfasm.core import core_add_offset, core_load
 from pybpfasm.elf import write_object
 from pybpfasm.kernel.enums import BPF_RB_NO_WAKEUP, LinkType
 from pybpfasm.program import Template
+from tests.requires import Attempt, requires
 from tests.unit.test_program_kinds import asks
 
 pytestmark = pytest.mark.kernel
@@ -255,6 +257,16 @@ def test_enumerators_of_this_kernel() -> None:
         assert program.test_run(bytes(64)).retval == ProgType.XDP << 2 | 1
 
 
+def _perf_links() -> None:
+    found = has_link_type(LinkType.PERF_EVENT)
+    if found.support is Support.UNSUPPORTED:
+        raise KernelFeatureError(found.reason, feature=found.name)
+
+
+PERF_LINKS = Attempt("links on perf events (5.15)", (5, 15), _perf_links)
+
+
+@requires(PERF_LINKS)
 def test_a_uprobe(ring: Map) -> None:
     """A function of this very library, at its place in the file."""
     lines = [line.split() for line in Path("/proc/self/maps").read_text().splitlines()]
@@ -271,6 +283,7 @@ def test_a_uprobe(ring: Map) -> None:
             Link.uprobe(loaded, "/no_such_file", 0)
 
 
+@requires(PERF_LINKS)
 def test_a_tracepoint_with_its_tracefs(ring: Map) -> None:
     """In a mount namespace of its own, because tracefs is not mounted everywhere."""
     code = """
@@ -297,6 +310,7 @@ with Map.create(events) as ring, Program.load(at_event.build(), {"events": ring}
     assert (done.stdout, done.stderr) == ("this kernel has no event 'sched/no_such_event'\n", "")
 
 
+@requires(PERF_LINKS)
 def test_kprobes_are_there_or_named_as_missing(ring: Map) -> None:
     with Program.load(at_probe.build(), {"events": ring}) as loaded:
         if (perf.SOURCES / "kprobe").is_dir():

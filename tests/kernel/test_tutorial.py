@@ -72,7 +72,7 @@ def _words(printed: str) -> str:
     [
         ("tutorial", 2),
         pytest.param("objects", 1, marks=requires(RCU_READ_LOCK, DYNPTR_FROM_SKB, DYNPTR_SIZE)),
-        ("kinds", 3),
+        ("kinds", 4),
         pytest.param("maps", 5, marks=requires(Feature.TIMER, LOCK_IN_CALLBACK)),
     ],
 )

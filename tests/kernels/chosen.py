@@ -26,6 +26,7 @@ CHOSEN = (
     "tests/kernel/test_sys_clsact.py",
     "tests/kernel/test_sys_attach.py",
     "tests/kernel/test_sys_objects.py",
+    "tests/kernel/test_tracing_links.py",
     f"{_INSTANCE}::test_up_makes_what_down_removes[clsact]",
     f"{_INSTANCE}::test_other_settings_take_the_place_of_the_old[clsact-words0]",
     f"{_INSTANCE}::test_interfaces_come_and_go[clsact]",

@@ -95,6 +95,24 @@ def test_a_program_goes_to_its_section_and_comes_back(name: str) -> None:
     assert built.attach_to == (to or None)
 
 
+@pytest.mark.parametrize(
+    ("attach", "section"),
+    [
+        ("TRACE_FEXIT", "fexit/task"),
+        ("MODIFY_RETURN", "fmod_ret/task"),
+        ("TRACE_RAW_TP", "tp_btf/task"),
+        ("TRACE_ITER", "iter/task"),
+    ],
+)
+def test_a_tracing_program_goes_to_its_section_and_comes_back(attach: str, section: str) -> None:
+    @tracing(AttachType[attach], attach_to="task")
+    def empty(b: Asm, ctx: RawTracepointArgs) -> None:
+        b.ret(0)
+
+    found = read_object(write_object([empty.build()])).programs["empty"]
+    assert (found.section, found.attach_type, found.attach_to) == (section, AttachType[attach], "task")
+
+
 def test_what_a_section_does_not_say() -> None:
     assert attach_to_of_section("?fentry.s/vfs_read") == "vfs_read"
     assert attach_to_of_section("fentry") is None
