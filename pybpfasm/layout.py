@@ -715,12 +715,31 @@ class Struct:
         address.asm._view_at(address, self.sizeof)
         object.__setattr__(self, "_address", address)
 
+    @classmethod
+    def _no_view(cls, values: Mapping[str, Any]) -> str:
+        """What to write where values were given for the fields of a view."""
+        name = cls.__name__
+        for wrong in values:
+            if wrong not in cls.fields:
+                has = ", ".join(cls.fields) or "no fields"
+                return f"{name}, which has {has}, has no field {wrong!r}{suggestion(wrong, cls.fields)}"
+        given = ", ".join(f"{field}={value!r}" for field, value in values.items())
+        return (
+            f"{name}(…) is a view of memory at a register, {name}(b.rN): in Python the values are a dict, "
+            f"dict({given}), or bytes, {name}.pack({given})"
+        )
+
     @property
     def address(self) -> Address:
         """Where the view is: a register and a byte offset."""
         return self._address
 
     if not TYPE_CHECKING:  # a type checker would take every name for a field
+
+        def __new__(cls, *at: Any, **values: Any) -> Self:
+            if values:
+                raise LayoutError(cls._no_view(values))
+            return super().__new__(cls)
 
         def __getattr__(self, name: str) -> Any:
             if name.startswith("__"):

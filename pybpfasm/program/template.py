@@ -8,7 +8,7 @@ import re
 import sys
 from collections.abc import Callable
 from enum import IntEnum
-from typing import TYPE_CHECKING, Concatenate, Final, Generic, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Concatenate, Final, Generic, ParamSpec, TypeVar, overload
 
 from pybpfasm import isa
 from pybpfasm.asm import Asm
@@ -50,6 +50,7 @@ _VERDICTS: Final[dict[ProgType, type[IntEnum]]] = {
 
 P = ParamSpec("P")
 C = TypeVar("C", bound=Struct)
+E = TypeVar("E", bound=Struct)
 
 
 class Template(Generic[P]):
@@ -172,6 +173,7 @@ class Kind(Generic[C]):
     def __repr__(self) -> str:
         return f"<Kind {self.type.name}, on {self.context.__name__}>"
 
+    @overload
     def __call__(
         self,
         attach_type: AttachType | None = None,
@@ -182,7 +184,34 @@ class Kind(Generic[C]):
         check: bool = True,
         target: str | Target | None = None,
         attach_to: str | None = None,
-    ) -> Callable[[Callable[Concatenate[Asm, C, P], None]], Template[P]]:
+    ) -> Callable[[Callable[Concatenate[Asm, C, P], None]], Template[P]]: ...
+
+    @overload
+    def __call__(
+        self,
+        attach_type: AttachType | None = None,
+        *,
+        name: str | None = None,
+        license: str = DEFAULT_LICENSE,
+        prog_flags: int = 0,
+        check: bool = True,
+        target: str | Target | None = None,
+        attach_to: str | None = None,
+        context: type[E],
+    ) -> Callable[[Callable[Concatenate[Asm, E, P], None]], Template[P]]: ...
+
+    def __call__(
+        self,
+        attach_type: AttachType | None = None,
+        *,
+        name: str | None = None,
+        license: str = DEFAULT_LICENSE,
+        prog_flags: int = 0,
+        check: bool = True,
+        target: str | Target | None = None,
+        attach_to: str | None = None,
+        context: type[Struct] | None = None,
+    ) -> Callable[[Callable[..., None]], Template[P]]:
         """Declare a program.
 
         *name* (default: the function's) is what ``bpftool prog`` shows, 1 to 15 characters; *license* decides
@@ -196,17 +225,28 @@ class Kind(Generic[C]):
         tracepoint (``"sched_switch"``; for `tracepoint` with its category, ``"sched/sched_switch"``) or an
         LSM hook. `tracing` and `lsm` must have it, because the kernel wants to know it when it loads them.
 
-        Raises `AsmError` for an attach type or *attach_to* that does not go with the program type, and a
-        target that does not exist.
+        *context* is what the program gets, where that is more than the program type tells: the record of a
+        tracepoint's event, a class that is derived from `TraceEntry`.
+
+        Raises `AsmError` for an attach type, *attach_to* or *context* that does not go with the program type,
+        and a target that does not exist.
         """
         if attach_type is None and len(self.attach_types) == 1:
             attach_type = self.attach_types[0]
         mistake = self._mistake(attach_type, attach_to)
+        given: object = context
+        fits = given is None or (isinstance(given, type) and issubclass(given, self.context))
+        if not mistake and not fits:
+            shown = given.__name__ if isinstance(given, type) else repr(given)
+            mistake = (
+                f"{self.type.name} programs get a {self.context.__name__}: context= takes a class that is "
+                f"derived from it, not {shown}"
+            )
         if mistake:
             raise AsmError(mistake, resolve(capture(None, 2)))
         chosen = _target(target)
 
-        def wrap(function: Callable[Concatenate[Asm, C, P], None]) -> Template[P]:
+        def wrap(function: Callable[..., None]) -> Template[P]:
             check_function(function, "a program")
             shown = name if name is not None else function.__name__
             if not _NAME.fullmatch(shown):
@@ -218,7 +258,7 @@ class Kind(Generic[C]):
                 function,
                 self.type,
                 attach_type,
-                self.context,
+                self.context if context is None else context,
                 shown,
                 license,
                 prog_flags,

@@ -25,6 +25,7 @@ from loader.verifier import VerifierError
 from loader.vmlinux import attach_btf_id, kernel_types
 from pybpfasm import (
     S32,
+    U32,
     U64,
     Asm,
     AttachType,
@@ -134,6 +135,24 @@ def at_probe(b: Asm, ctx: PtRegs) -> None:
 @tracepoint(attach_to="sched/sched_process_exec")
 def at_event(b: Asm, ctx: TraceEntry) -> None:
     _current(b)
+
+
+class Exec(TraceEntry, kernel_name="trace_event_raw_sched_process_exec"):
+    """The record of sched/sched_process_exec."""
+
+    filename = U32()
+    pid = S32()
+    old_pid = S32()
+
+
+@tracepoint(attach_to="sched/sched_process_exec", context=Exec)
+def at_typed_event(b: Asm, ctx: Exec) -> None:
+    """Reads the task's number in the event's record."""
+    event = Event(b.r10 - 8)
+    b.r2 = ctx.pid
+    event.tgid = b.r2
+    event.pid = b.r2
+    _report(b)
 
 
 @socket_filter()
@@ -288,16 +307,19 @@ def test_a_tracepoint_with_its_tracefs(ring: Map) -> None:
     """In a mount namespace of its own, because tracefs is not mounted everywhere."""
     code = """
 import os, subprocess, sys
-from tests.kernel.test_tracing import Event, Link, Map, Program, RingBuffer, _seen, at_event, events
-with Map.create(events) as ring, Program.load(at_event.build(), {"events": ring}) as loaded:
-    with RingBuffer(ring, Event) as reader, Link.tracepoint(loaded):
-        child = subprocess.Popen(["true"])
-        assert _seen(reader, child.pid)
-        child.wait()
-    try:
-        Link.tracepoint(loaded, "sched/no_such_event")
-    except Exception as error:
-        print(error)
+from tests.kernel.test_tracing import Event, Link, Map, Program, RingBuffer, _seen, events
+from tests.kernel.test_tracing import at_event, at_typed_event
+for one in at_typed_event, at_event:
+    with Map.create(events) as ring, Program.load(one.build(), {"events": ring}) as loaded:
+        with RingBuffer(ring, Event) as reader, Link.tracepoint(loaded):
+            child = subprocess.Popen(["true"])
+            assert _seen(reader, child.pid)
+            child.wait()
+        if one is at_event:
+            try:
+                Link.tracepoint(loaded, "sched/no_such_event")
+            except Exception as error:
+                print(error)
 """
     mount = (
         '[ -d /sys/kernel/tracing/events ] || mount -t tracefs tracefs /sys/kernel/tracing; exec "$0" -c "$1"'

@@ -418,3 +418,12 @@ def test_names_that_python_does_otherwise() -> None:
     b = Asm("f")
     b.r2 = Names(b.r1).__state
     assert (b._body[0].opcode, b._body[0].offset) == (0x61, 0)
+
+
+def test_values_are_not_given_to_a_view() -> None:
+    """What people write who take a layout for a class of values."""
+    view: Any = Inner
+    with pytest.raises(LayoutError, match=r"^Inner, which has a, b, has no field 'c'"):
+        view(a=1, c=2)
+    with pytest.raises(LayoutError, match=r"Inner\(b.rN\): .* dict\(a=1\), or bytes, Inner.pack\(a=1\)$"):
+        view(a=1)

@@ -62,7 +62,7 @@ def test_the_manual_page_has_every_option_of_up() -> None:
     assert described == known
 
 
-@pytest.mark.parametrize("package", ["pybpfasm", "loader"])
+@pytest.mark.parametrize("package", ["pybpfasm", "programs", "loader"])
 def test_type_checkers_may_look_into_what_is_a_library(package: str) -> None:
     """Without the marker of PEP 561 mypy refuses to: "missing library stubs or py.typed marker"."""
     assert (ROOT / package / "py.typed").is_file()

@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 
 import pybpfasm
+import pybpfasm.btf
 from pybpfasm import (
     S32,
     U32,
+    U64,
     Asm,
     AsmError,
     AttachType,
@@ -24,6 +26,7 @@ from pybpfasm import (
     SkBuff,
     Struct,
     TcxAction,
+    TraceEntry,
     XdpAction,
     kprobe,
     raw_tracepoint,
@@ -47,6 +50,8 @@ from pybpfasm.elf import read_object, write_object
 from pybpfasm.elf.format import attach_to_of_section
 from pybpfasm.emulator import Arguments, Emulator, EmulatorError, EmulatorFault, Skb
 from pybpfasm.extern import kfunc
+from pybpfasm.instruction import Instruction
+from pybpfasm.isa import LDX, MEM, W
 from pybpfasm.program import Kind, ProgramSpec
 
 # Sections as in the kernel's Documentation/bpf/libbpf/program_types.rst.
@@ -332,3 +337,31 @@ def test_enumerators_and_ids_of_types() -> None:
         core_enum_value(b.r10, "a", "b")
     with pytest.raises(AsmError, match="'a b' is no C identifier"):
         core_enum_exists(b.r1, "a b", "c")
+
+
+class Opened(TraceEntry, kernel_name="trace_event_raw_opened"):
+    """The record of an event."""
+
+    inode = U64()
+    mode = U32()
+
+
+def test_a_program_gets_the_record_of_its_event() -> None:
+    """Its fields are behind the 8 bytes of `TraceEntry`, and BTF has its name."""
+
+    @tracepoint(attach_to="fs/opened", context=Opened)
+    def reads(b: Asm, ctx: Opened) -> None:
+        b.r0 = ctx.mode
+        b.exit()
+
+    built = reads.build()
+    assert built.instructions[0] == Instruction(LDX | MEM | W, 0, 1, 16)
+    assert built.functions[0].context is Opened
+    assert Btf.parse(built.btf()).by_name("trace_event_raw_opened", pybpfasm.btf.Kind.STRUCT) is not None
+
+
+def test_a_context_of_another_type() -> None:
+    wrong: Any
+    for wrong, shown in ((SkBuff, "SkBuff"), (7, "7")):
+        with pytest.raises(AsmError, match=f"TRACEPOINT programs get a TraceEntry: .* not {shown}\n"):
+            tracepoint(attach_to="fs/opened", context=wrong)
