@@ -258,7 +258,12 @@ def listing(spec: ProgramSpec, *, lines: bool = True) -> str:
     for insn in spec.instructions:
         if slot in functions:
             function = functions[slot]
-            arguments = [_word(argument) for argument in function.arguments]
+            arguments = [
+                f"struct {function.pointers[name].kernel_name} *{name}"
+                if name in function.pointers
+                else _word(name)
+                for name in function.arguments
+            ]
             if function.context is not None:
                 arguments.insert(0, f"struct {function.context.kernel_name} *ctx")
             out.append(f"{heads[slot]}({', '.join(arguments)}):")

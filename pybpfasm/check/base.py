@@ -104,6 +104,13 @@ class WalkBase:
         spec = value[3] if value[0] == VAL else None
         thing = "a look-up that found nothing" if value[0] == VAL else "a socket that is not there"
         origin = value[1]
+        if origin < 0:
+            self._fault(
+                "null-check",
+                index,
+                f"r{register} {what} without a check whether it is 0: a global function may get that",
+            )
+            return
         message = f"r{register} {what} without a check whether it is 0 ({thing})"
         if isinstance(spec, MapSpec) and spec.type in SURE_LOOKUPS and self.certain:
             return  # the verifier may know the key

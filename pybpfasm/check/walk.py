@@ -83,11 +83,15 @@ class Walk(Memory, Calls):
         self._queued: set[int] = set()
         self._results = result_range(spec.type, spec.attach_type)
         contexts = {f.slot: f for f in spec.functions}
-        self._globals: dict[int, int] = {}
+        self._globals: dict[int, list[Value]] = {}  # what is known of arguments behind the context
         for place, index in enumerate(graph.functions):
             function = contexts.get(graph.slots[index])
             if function is not None and function.context is not None and place:
-                self._globals[place] = len(function.arguments)
+                # No instruction is the origin of a pointer, which may be null.
+                self._globals[place] = [
+                    (VAL, -register, True, None, None) if one in function.pointers else NUMBER
+                    for register, one in enumerate(function.arguments, 2)
+                ]
 
     def run(self) -> None:
         """Walk until nothing changes any more."""
@@ -262,8 +266,8 @@ class Walk(Memory, Calls):
         entry: list[Value] = [(UNSET, -1)] * 11
         if place in self._globals:
             entry[1] = (CTX, 0)
-            for register in range(2, 2 + self._globals[place]):
-                entry[register] = NUMBER
+            for register, known in enumerate(self._globals[place], 2):
+                entry[register] = known
         else:
             for register in range(1, 6):
                 value = state.regs[register]

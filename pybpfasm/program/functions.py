@@ -4,8 +4,9 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from pybpfasm.asm import Asm
@@ -55,7 +56,7 @@ class Subprogram:
     function takes.
     """
 
-    __slots__ = ("_arguments", "_function", "_settings", "context", "name")
+    __slots__ = ("_arguments", "_function", "_settings", "context", "name", "pointers")
 
     def __init__(
         self,
@@ -63,16 +64,18 @@ class Subprogram:
         arguments: tuple[str, ...],
         settings: tuple[object, ...] = (),
         context: type[Struct] | None = None,
+        pointers: Mapping[str, type[Struct]] = MappingProxyType({}),
     ) -> None:
         self._function = function
         self._arguments = arguments
         self._settings = settings
         self.context = context
+        self.pointers = pointers
         self.name = function.__name__
 
     def bind(self, *settings: object) -> Subprogram:
         """The same subprogram with *settings* for the parameters of its Python function after the first."""
-        return Subprogram(self._function, self._arguments, settings, self.context)
+        return Subprogram(self._function, self._arguments, settings, self.context, self.pointers)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Subprogram):
@@ -135,12 +138,22 @@ def subprogram(*arguments: str) -> Callable[[Callable[..., None]], Subprogram]:
     return wrap
 
 
-def global_function(context: type[Struct], *arguments: str) -> Callable[[Callable[..., None]], Subprogram]:
+def global_function(
+    context: type[Struct], *arguments: str, **pointers: type[Struct]
+) -> Callable[[Callable[..., None]], Subprogram]:
     """Declare a subprogram that the verifier checks once, by itself, and not anew for every call (Linux 5.6).
 
-    It takes the program's context, of type *context*, in r1, and in r2 and up at most four integers, of which
-    nothing is known inside; of its result the caller knows as little. So there are fewer states to follow.
-    Raises `AsmError` for more arguments, a context that is no structure, and what is no plain function.
+    It takes the program's context, of type *context*, in r1, and in r2 and up at most four arguments: first
+    integers, of which nothing is known inside, then *pointers* to structures by their names (Linux 5.13)::
+
+    @global_function(SkBuff, "length", event=Event)  # r1, r2, r3
+    def report(b: Asm) -> None: ...
+
+    The caller passes memory of at least the structure's size, or 0: inside, compare the register with 0
+    before it is used. Of the result the caller knows nothing. So there are fewer states to follow.
+
+    Raises `AsmError` for more arguments, a context or a pointer that is to no structure, an argument named
+    twice, and what is no plain function.
     """
     given: object = context
     if not (isinstance(given, type) and issubclass(given, Struct)):
@@ -155,14 +168,24 @@ def global_function(context: type[Struct], *arguments: str) -> Callable[[Callabl
             'a global function names its numbers: @global_function(SkBuff, "length")',
             resolve(capture(None, 2)),
         )
-    if len(arguments) > 4:
+    for name, struct in pointers.items():
+        shape: object = struct
+        if not (isinstance(shape, type) and issubclass(shape, Struct) and shape.sizeof):
+            raise AsmError(
+                f"a global function takes pointers to structures: {name}= a class with fields, not {shape!r}",
+                resolve(capture(None, 2)),
+            )
+        if name in arguments:
+            raise AsmError(f"two arguments have the name {name!r}", resolve(capture(None, 2)))
+    names = (*arguments, *pointers)
+    if len(names) > 4:
         raise AsmError(
-            f"a global function takes at most 4 arguments beside its context; got {len(arguments)}",
+            f"a global function takes at most 4 arguments beside its context; got {len(names)}",
             resolve(capture(None, 2)),
         )
 
     def wrap(function: Callable[..., None]) -> Subprogram:
         check_function(function, "a global function")
-        return Subprogram(function, arguments, context=context)
+        return Subprogram(function, names, context=context, pointers=MappingProxyType(pointers))
 
     return wrap

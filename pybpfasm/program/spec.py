@@ -6,7 +6,7 @@ from __future__ import annotations
 import bisect
 import copy
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import accumulate
 from typing import TYPE_CHECKING, Final, Self
@@ -48,7 +48,7 @@ class Function:
     """One function of a program: the main one, a subprogram or a callback.
 
     ``context`` is the type of the context that it takes in r1; functions that take one are global, others
-    static.
+    static. ``pointers`` are the structures that arguments of a global function point to, by their names.
     """
 
     name: str
@@ -56,6 +56,7 @@ class Function:
     arguments: tuple[str, ...]
     context: type[Struct] | None
     labels: Mapping[int, str]
+    pointers: Mapping[str, type[Struct]] = field(default_factory=dict)
 
 
 def _open(instructions: Iterable[Instruction]) -> tuple[CoreRelocation | Extern, ...]:
@@ -280,7 +281,12 @@ class ProgramSpec:
         word = builder.add_int("unsigned long long", 8)
         functions = []
         for function in self.functions:
-            arguments = [(argument, word) for argument in function.arguments]
+            arguments = [
+                (name, builder.add_ptr(function.pointers[name].btf(builder)))
+                if name in function.pointers
+                else (name, word)
+                for name in function.arguments
+            ]
             if function.context is not None:
                 arguments.insert(0, ("ctx", self._context_pointer(builder, function.context)))
             proto = builder.add_func_proto(integer, arguments)

@@ -120,7 +120,9 @@ class Template(Generic[P]):
             entries[callee] = slot
             body = callee.write(byteorder, self.target)
             written = body.finish()
-            functions.append(Function(callee.name, slot, callee.arguments, callee.context, body.labels()))
+            functions.append(
+                Function(callee.name, slot, callee.arguments, callee.context, body.labels(), callee.pointers)
+            )
             instructions.extend(written)
             slot += body.slots
             # Each right before what else its caller calls: the order in which libbpf lays them out.

@@ -507,6 +507,18 @@ CASES: dict[str, tuple[str, str]] = {
         "@global_function  # <-\ndef f(b): b.ret(0)",
         "a global function takes the program's context first, such as SkBuff, not function",
     ),
+    "global_function with a pointer to no structure": (
+        "@global_function(SkBuff, event=4)  # <-\ndef f(b): b.ret(0)",
+        "a global function takes pointers to structures: event= a class with fields, not 4",
+    ),
+    "global_function with two of a name": (
+        "@global_function(SkBuff, 'tcp', tcp=Tcp)  # <-\ndef f(b): b.ret(0)",
+        "two arguments have the name 'tcp'",
+    ),
+    "global_function with too many pointers": (
+        "@global_function(SkBuff, 'a', 'b', 'c', tcp=Tcp, ip=Tcp)  # <-\ndef f(b): b.ret(0)",
+        "a global function takes at most 4 arguments beside its context; got 5",
+    ),
     "global_function of a structure": (
         "@global_function(SkBuff, Tcp)  # <-\ndef f(b): b.ret(0)",
         'a global function names its numbers: @global_function(SkBuff, "length")',
