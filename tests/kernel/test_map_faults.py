@@ -171,7 +171,6 @@ CASES = {
     "frozen: clear": Case(HASH, lambda m: m.clear(), EPERM, "the map is frozen", Map.freeze),
     "read-only: update": Case(READS, lambda m: m.update(1, 1), EPERM, r"only reads \(BPF_F_RDONLY\)"),
     "read-only: delete": Case(READS, lambda m: m.delete(1), EPERM, r"only reads \(BPF_F_RDONLY\)"),
-    "read-only: freeze": Case(READS, Map.freeze, EPERM, r"only reads \(BPF_F_RDONLY\)"),
     "write-only: look-up": Case(WRITES, lambda m: m.lookup(1), EPERM, r"only writes \(BPF_F_WRONLY\)"),
     "write-only: list": Case(WRITES, list, EPERM, r"only writes \(BPF_F_WRONLY\)"),
 }
