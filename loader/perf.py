@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Final
 
 from loader.errors import CapabilityError, KernelFeatureError, LoaderError, UsageError, describe_errno
 from loader.sys import libc
+from loader.vmlinux import kernel_symbol_size
 
 __all__ = ["PerfEventAttr", "probe", "tracepoint"]
 
@@ -101,6 +102,15 @@ def tracepoint(name: str) -> int:
     return _open(PerfEventAttr(type=PERF_TYPE_TRACEPOINT, config=number), f"event {name!r}")
 
 
+def _check_offset(kind: str, target: str, offset: int) -> None:
+    """Refuse a kprobe outside of its function: the kernel takes it for one in another function."""
+    if offset < 0:
+        raise UsageError(f"an offset of {offset} is before the beginning of {target!r}")
+    size = kernel_symbol_size(target) if kind == "kprobe" and offset else None
+    if size is not None and offset >= size:
+        raise UsageError(f"function {target!r} has {size} bytes: an offset of {offset} is behind its end")
+
+
 def probe(kind: str, target: str, offset: int, *, at_return: bool) -> int:
     """Open a ``"kprobe"`` at a function or a ``"uprobe"`` at a file; the caller closes the descriptor."""
     source = SOURCES / kind
@@ -113,6 +123,7 @@ def probe(kind: str, target: str, offset: int, *, at_return: bool) -> int:
             feature=kind,
             hint="it was built without them" + ("; a tracing program needs none" if kind == "kprobe" else ""),
         ) from None
+    _check_offset(kind, target, offset)
     name = ctypes.create_string_buffer(os.fsencode(target))
     attr = PerfEventAttr(type=number, config1=ctypes.addressof(name), config2=offset)
     attr.config = 1 << returns if at_return else 0

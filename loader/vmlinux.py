@@ -13,7 +13,7 @@ from pybpfasm.kernel.enums import AttachType, ProgType
 if TYPE_CHECKING:
     from pybpfasm.btf import Btf
 
-__all__ = ["attach_btf_id", "kernel_symbol", "kernel_types"]
+__all__ = ["attach_btf_id", "kernel_symbol", "kernel_symbol_size", "kernel_types"]
 
 VMLINUX: Final = Path("/sys/kernel/btf/vmlinux")
 KALLSYMS: Final = Path("/proc/kallsyms")
@@ -50,6 +50,20 @@ def kernel_symbol(name: str) -> int | None:
                     )
                 return address
     return None
+
+
+def kernel_symbol_size(name: str) -> int | None:
+    """The bytes from a symbol of the running kernel to the next one, padding included; ``None`` where it has
+    none of this name, or hides addresses."""
+    at, addresses = 0, []
+    with KALLSYMS.open(encoding="ascii", errors="replace") as lines:
+        for line in lines:
+            address, _, found = line.split(maxsplit=3)[:3]
+            addresses.append(int(address, 16))
+            if found == name and not at:
+                at = addresses[-1]
+    behind = [one for one in addresses if one > at]
+    return min(behind) - at if at and behind else None
 
 
 def attach_btf_id(types: Btf, type: ProgType, attach_type: AttachType | None, name: str) -> int:

@@ -424,6 +424,11 @@ def test_kprobes(table: Map) -> None:
             Link.kprobe(program, "no_such_function")
         with pytest.raises(UsageError, match=r"inet_shutdown\+0x1"):
             Link.kprobe(program, offset=1)  # within an instruction
+        # The kernel would take these for places in other functions.
+        with pytest.raises(UsageError, match=r"'inet_shutdown' has \d+ bytes: .* behind its end"):
+            Link.kprobe(program, offset=1 << 20)
+        with pytest.raises(UsageError, match="before the beginning of 'inet_shutdown'"):
+            Link.kprobe(program, offset=-1)
 
 
 @pytest.mark.parametrize("template", [at_state, at_state_raw], ids=lambda one: one.name)

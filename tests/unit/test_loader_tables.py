@@ -12,6 +12,7 @@ import pytest
 
 pytest.importorskip("fcntl", reason="the loader's tables are Linux's")
 
+from loader import perf, vmlinux
 from loader import sys as bpf_sys
 from loader.bpffs import BpfFs, check_name, parse_mountinfo, visible
 from loader.errors import BpfError, CapabilityError, KernelFeatureError, LoaderError, UsageError
@@ -171,3 +172,39 @@ def test_an_error_of_bpf_is_both_an_oserror_and_ours() -> None:
 def test_a_missing_capability_is_named() -> None:
     error = CapabilityError("no", missing=["CAP_BPF"], hint="run as root")
     assert (error.missing, error.hint, str(error)) == (("CAP_BPF",), "run as root", "no")
+
+
+SYMBOLS = """
+0000000000000000 A fixed_percpu_data
+ffffffff81000040 T behind
+ffffffff81000000 T first
+ffffffff81000000 T first_too
+ffffffff81000050 t in_a_module\t[one]
+""".lstrip()
+
+
+def test_the_size_of_a_symbol(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vmlinux, "KALLSYMS", tmp_path / "kallsyms")
+    (tmp_path / "kallsyms").write_text(SYMBOLS)
+    sizes = [vmlinux.kernel_symbol_size(name) for name in ("first", "first_too", "behind", "none")]
+    assert sizes == [0x40, 0x40, 0x10, None]
+    assert vmlinux.kernel_symbol_size("in_a_module") is None  # the last one: nobody knows
+    (tmp_path / "kallsyms").write_text(SYMBOLS.replace("ffffffff810000", "00000000000000"))
+    assert vmlinux.kernel_symbol_size("first") is None
+
+
+def test_a_kprobe_is_within_its_function(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vmlinux, "KALLSYMS", tmp_path / "kallsyms")
+    (tmp_path / "kallsyms").write_text(SYMBOLS)
+    monkeypatch.setattr(perf, "SOURCES", tmp_path)
+    monkeypatch.setattr(perf, "_open", lambda attr, what: 7)
+    for kind in ("kprobe", "uprobe"):
+        (tmp_path / kind / "format").mkdir(parents=True)
+        (tmp_path / kind / "type").write_text("8\n")
+        (tmp_path / kind / "format" / "retprobe").write_text("config:0\n")
+        with pytest.raises(UsageError, match="an offset of -1 is before the beginning of 'first'"):
+            perf.probe(kind, "first", -1, at_return=False)
+    assert perf.probe("kprobe", "first", 0x3F, at_return=False) == 7
+    with pytest.raises(UsageError, match="'first' has 64 bytes: an offset of 64 is behind its end"):
+        perf.probe("kprobe", "first", 0x40, at_return=False)
+    assert perf.probe("uprobe", "first", 0x40, at_return=False) == 7
