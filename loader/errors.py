@@ -11,7 +11,10 @@ import errno as errno_names
 import os
 from collections.abc import Iterable
 
+from pybpfasm.maprefusals import ENOTSUPP
+
 __all__ = [
+    "ENOTSUPP",
     "AttachError",
     "BpfError",
     "CapabilityError",
@@ -109,10 +112,6 @@ class BpfError(LoaderError, OSError):
         error = BpfError(self.errno or 0, self.command, what, hint=hint or self.hint)
         error.stored = self.stored
         return error
-
-
-# The kernel's own ENOTSUPP (include/linux/errno.h) reaches user space from bpf(2), and no libc names it.
-ENOTSUPP = 524
 
 
 def describe_errno(code: int) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from pybpfasm.emulator import errnos
 from pybpfasm.emulator.errnos import EINVAL, ENOENT, EOPNOTSUPP
@@ -14,6 +14,7 @@ from pybpfasm.emulator.memory import Guarded, Memory, Opaque, Order, Region
 from pybpfasm.emulator.sockets import Socket
 from pybpfasm.kernel.enums import BPF_ANY, BPF_F_LOCK, BPF_F_RDONLY_PROG, BPF_F_WRONLY_PROG
 from pybpfasm.mapaccess import Entries, pack, unpack
+from pybpfasm.maprefusals import Refusing, why
 from pybpfasm.maprules import kernel_owned, refusal
 from pybpfasm.maps import MapSpec
 
@@ -26,9 +27,9 @@ __all__ = ["Map", "MapError"]
 class MapError(EmulatorError):
     """The map refused: ``errno`` says why, as the kernel does."""
 
-    def __init__(self, name: str, what: str, number: int) -> None:
+    def __init__(self, name: str, what: str, number: int, reason: str = "") -> None:
         self.errno = number
-        super().__init__(f"map {name}: {what}: {errnos.name(number)}")
+        super().__init__(f"map {name}: {what}: {errnos.name(number)}{f': {reason}' if reason else ''}")
 
 
 class Map(Entries):
@@ -131,7 +132,7 @@ class Map(Entries):
             raise MapError(self.name, "BPF_F_LOCK for values without a spin lock", EINVAL)
         error = self._set(self._key(key), value, flags)
         if error:
-            raise MapError(self.name, f"update of {key!r}", -error)
+            self._refused("update", key, -error, flags)
 
     def delete(self, key: Any) -> bool:
         """Delete *key*; whether it was there. Raises `MapError`."""
@@ -139,8 +140,15 @@ class Map(Entries):
         if error == -ENOENT:
             return False
         if error:
-            raise MapError(self.name, f"delete of {key!r}", -error)
+            self._refused("delete", key, -error)
         return True
+
+    def _refused(self, what: str, key: Any, code: int, flags: int = 0) -> NoReturn:
+        """Raise the `MapError` of an update or a delete."""
+        locked = any(name == "bpf_spin_lock" for _, _, name in self.guards)
+        refusing = Refusing(self.type, self.key_size, self.max_entries, locked, self.order)
+        reason = why(refusing, f"MAP_{what.upper()}_ELEM", code, [self._key(key)], flags)
+        raise MapError(self.name, f"{what} of {key!r}", code, reason)
 
     def keys(self) -> Iterator[Any]:
         """All keys."""

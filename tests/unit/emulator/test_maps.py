@@ -563,3 +563,26 @@ def test_sk_lookup_assigns() -> None:
     assert program.run(other).value == 1 and other.assigned is None
     v6 = SkLookupContext(bytes(16), 1234, bytes(16), 8000)
     assert program.run(v6).value == 0 and v6.assigned is None  # EAFNOSUPPORT
+
+
+def test_what_a_map_refuses_says_why() -> None:
+    """In the words that there are for maps of the kernel, also where the machine is big-endian."""
+    emulator = Emulator(byteorder="big")
+    trie = emulator.map(MapSpec("trie", MapType.LPM_TRIE, 8, 4, 2, BPF_F_NO_PREALLOC))
+    for operation in (
+        lambda: trie.update((33).to_bytes(4, "big") + bytes(4), 1),
+        lambda: trie.delete(33 << 32),
+    ):
+        with pytest.raises(MapError, match="EINVAL: prefixlen is 33, and the data of a key have 32 bits"):
+            operation()
+    one = emulator.map(MapSpec("one", MapType.HASH, 4, 4, 1))
+    one[1] = 1
+    with pytest.raises(MapError, match=r"update of 2: E2BIG: it is full, with 1 keys: delete some"):
+        one[2] = 1
+    with pytest.raises(MapError, match=r"ENOENT: with BPF_EXIST only a key that is there"):
+        one.update(2, 1, BPF_EXIST)
+    array = emulator.map(MapSpec("array", MapType.ARRAY, 4, 4, 1))
+    with pytest.raises(MapError, match=r"E2BIG: index 1 is behind the end: the last one is 0"):
+        array[1] = 1
+    with pytest.raises(MapError, match=r"delete of 0: EINVAL: .* always there: store zeros instead"):
+        del array[0]
