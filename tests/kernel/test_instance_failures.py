@@ -184,6 +184,8 @@ def test_a_signal_takes_everything_back(site: Site, method: str, signum: signal.
 
 
 def test_a_signal_is_said(site: Site) -> None:
+    site.up()  # asks the kernel what it offers, before signals wait
+    site.down()
     came: list[int] = []
     before = signal.signal(signal.SIGTERM, lambda number, frame: came.append(number))
     try:
