@@ -211,7 +211,7 @@ def send(signum: int) -> Callable[[int, int], None]:
     """An action of `Tap`: this process gets a signal."""
 
     def act(command: int, number: int) -> None:
-        os.kill(os.getpid(), signum)
+        signal.raise_signal(signum)  # to this thread, which may not be the only one
 
     return act
 

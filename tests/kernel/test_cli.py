@@ -770,7 +770,7 @@ def test_a_signal_while_run_brings_the_proxy_up_ends_it(
     publish = bpffs.Staging.publish
 
     def late(staging: bpffs.Staging, *, replace: bool = False) -> Path:
-        os.kill(os.getpid(), signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
         return publish(staging, replace=replace)
 
     monkeypatch.setattr(bpffs.Staging, "publish", late)
