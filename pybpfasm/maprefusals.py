@@ -130,23 +130,27 @@ def _update(one: Refusing, code: int | None, keys: Sequence[bytes], flags: int) 
         return "the value is the length of the CPU's queue, which is at most 16384 frames"
     if code in _REFUSED:
         if one.type in _RINGS:
-            return f"{_a(one)} has no entries: loader.objects.RingBuffer reads a RINGBUF"
+            return _no_entries(one)
         return _REFUSES.get(one.type, "")
     return ""
 
 
+def _no_entries(one: Refusing) -> str:
+    return f"{_a(one)} has no entries: loader.objects.RingBuffer reads a RINGBUF"
+
+
+_AN_INNER_MAP: Final = (
+    "the value is a map of the type, sizes and flags of the inner map that it was created with"
+)
+_AN_INTERFACE: Final = "no interface of this network namespace has that index"
 _REFUSES: Final[dict[int, str]] = {
     MapType.PROG_ARRAY: (
         "the value is a program (or its descriptor) of the type and hook of those that use the array, no map"
     ),
-    MapType.ARRAY_OF_MAPS: (
-        "the value is a map of the type, sizes and flags of the inner map that it was created with"
-    ),
-    MapType.HASH_OF_MAPS: (
-        "the value is a map of the type, sizes and flags of the inner map that it was created with"
-    ),
-    MapType.DEVMAP: "no interface of this network namespace has that index",
-    MapType.DEVMAP_HASH: "no interface of this network namespace has that index",
+    MapType.ARRAY_OF_MAPS: _AN_INNER_MAP,
+    MapType.HASH_OF_MAPS: _AN_INNER_MAP,
+    MapType.DEVMAP: _AN_INTERFACE,
+    MapType.DEVMAP_HASH: _AN_INTERFACE,
 }
 
 
@@ -170,7 +174,7 @@ def _no_keys(one: Refusing) -> str:
     if one.type in _STREAMS:
         return f"{_a(one)} has no keys: pop() gives its values one by one"
     if one.type in _RINGS:
-        return f"{_a(one)} has no entries: loader.objects.RingBuffer reads a RINGBUF"
+        return _no_entries(one)
     if one.type == MapType.BLOOM_FILTER:
         return "a BLOOM_FILTER can't be listed: it only says of a value whether it may be there"
     if one.type in _STORAGE:
@@ -186,7 +190,7 @@ def _lookup(one: Refusing, code: int | None, flags: int) -> str:
     if code == errno.ENOSPC and one.type in _SOCKETS:
         return "with values of 8 bytes, U64(), it gives the sockets' cookies"
     if code in _REFUSED and one.type in _RINGS:
-        return f"{_a(one)} has no entries: loader.objects.RingBuffer reads a RINGBUF"
+        return _no_entries(one)
     return ""
 
 

@@ -59,7 +59,7 @@ def _lock_in_callback() -> None:
 
 
 # 6.1 does not know the value of a callback for one that has a lock.
-LOCK_IN_CALLBACK = Attempt("a lock in a timer's callback (6.2)", (6, 2), _lock_in_callback)
+LOCK_IN_CALLBACK = Attempt("lock in a timer's callback (6.2)", (6, 2), _lock_in_callback)
 
 
 def _words(printed: str) -> str:
